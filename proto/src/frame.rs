@@ -332,7 +332,7 @@ mod tests {
         let frame = v1::ClientFrame { id: 9, command: Some(Command::Ping(v1::Ping {})) };
         let mut bytes = frame.encode_to_vec();
         assert_eq!(parse_proto(&bytes), Ok((9, Command::Ping(v1::Ping {}))));
-        let two = [bytes.clone(), v1::ClientFrame { id: 0, ..frame.clone() }.encode_to_vec()].concat();
+        let two = [bytes.clone(), v1::ClientFrame { id: 0, ..frame }.encode_to_vec()].concat();
         assert!(matches!(parse_proto(&two), Err(Bad::Command { id: 9, code: Code::BadRequest, .. })));
         encode_key(90, WireType::Varint, &mut bytes);
         encode_varint(1, &mut bytes);

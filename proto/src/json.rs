@@ -29,8 +29,6 @@ pub(crate) mod raw {
     use serde::ser::{Error, Serializer};
     use serde::{Deserialize, Serialize};
     use serde_json::value::RawValue;
-
-    #[expect(clippy::ref_option, reason = "the signature that serde's `with` asks for")]
     pub(crate) fn serialize<S: Serializer>(data: &Option<Bytes>, serializer: S) -> Result<S::Ok, S::Error> {
         let Some(data) = data else { return serializer.serialize_none() };
         let text = std::str::from_utf8(data).map_err(S::Error::custom)?;
@@ -71,8 +69,6 @@ macro_rules! words {
                     _ => Err(E::unknown_variant(text, WORDS)),
                 }
             }
-
-            #[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature that serde's `with` asks for")]
             pub(crate) fn serialize<S: Serializer>(value: &i32, serializer: S) -> Result<S::Ok, S::Error> {
                 serializer.serialize_str(word(*value))
             }
@@ -90,8 +86,6 @@ macro_rules! words {
 
             pub(crate) mod optional {
                 use super::*;
-
-                #[expect(clippy::ref_option, reason = "the signature that serde's `with` asks for")]
                 pub(crate) fn serialize<S: Serializer>(value: &Option<i32>, serializer: S) -> Result<S::Ok, S::Error> {
                     match value {
                         Some(value) => serializer.serialize_str(word(*value)),
