@@ -107,6 +107,10 @@ impl UserId {
     /// The sender of what an application does as itself.
     pub const SYSTEM: &'static str = "~system";
 
+    pub fn system() -> Self {
+        Self(Arc::from(Self::SYSTEM))
+    }
+
     /// True for ids that no client may claim.
     pub fn is_reserved(&self) -> bool {
         self.0.starts_with(RESERVED_PREFIX)
