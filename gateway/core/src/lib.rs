@@ -1,3 +1,4 @@
 //! See DESIGN.md.
 
+pub mod head;
 pub mod ws;
