@@ -3,4 +3,5 @@
 pub mod forwarded;
 pub mod head;
 pub mod proxy;
+pub mod timing_wheel;
 pub mod ws;
