@@ -1,1 +1,7 @@
 //! See DESIGN.md.
+
+pub mod forwarded;
+pub mod head;
+pub mod proxy;
+pub mod timing_wheel;
+pub mod ws;
