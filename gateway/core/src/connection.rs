@@ -1,0 +1,216 @@
+//! One connection as its worker sees it. What it costs while nothing happens is the size of this struct, eight bytes a
+//! room, and nothing else: everything that only a busy connection needs sits in a box that goes when it is idle.
+
+use std::collections::VecDeque;
+
+use banyan_proto::frame::Format;
+use banyan_proto::id::{RoomId, UnixMs};
+use banyan_proto::v1;
+use banyan_proto::v1::client_frame::Command;
+use smallvec::SmallVec;
+
+use crate::command::{Checked, SubscribeTo};
+use crate::ws::Decoder;
+
+/// No user yet.
+pub(crate) const NOBODY: u32 = u32::MAX;
+
+/// Where a connection stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Phase {
+    /// Waits for `auth`.
+    New,
+    /// The token is being checked; commands wait.
+    Checking,
+    Open,
+    /// A close frame is queued or sent; nothing more is said or read as a command.
+    Closing {
+        /// The client has sent its close frame, or cannot be expected to.
+        answered: bool,
+    },
+}
+
+#[derive(Debug)]
+pub(crate) struct Connection {
+    pub(crate) phase: Phase,
+    pub(crate) format: Format,
+    /// The socket took fewer bytes than offered: sweeps skip it until it is writable.
+    pub(crate) blocked: bool,
+    /// Head pushes were left out while it was blocked.
+    pub(crate) heads_owed: bool,
+    /// `token_expiring` was said for the present token.
+    pub(crate) expiry_told: bool,
+    /// Cursors that read from the log.
+    pub(crate) reading: u16,
+    /// Which user, in the worker's slab.
+    pub(crate) user: u32,
+    pub(crate) decoder: Decoder,
+    /// Rooms in which it has a cursor, in no order.
+    pub(crate) rooms: Vec<RoomRef>,
+    /// Small rooms that have something for it.
+    pub(crate) dirty_rooms: SmallVec<[u32; 4]>,
+    pub(crate) out: Option<Box<Out>>,
+    pub(crate) flight: Option<Box<Flight>>,
+    /// When anything was last received (worker's ms).
+    pub(crate) heard_at: u64,
+    /// When a ping was sent that has not been answered; 0: none is out.
+    pub(crate) pinged_at: u64,
+    /// When the socket last took bytes (or had nothing to take).
+    pub(crate) progress_at: u64,
+    /// Not read before this; 0: read.
+    pub(crate) paused_until: u64,
+    /// When its entry in the timing wheel fires.
+    pub(crate) timer_at: u64,
+    /// Of the token; 0: none yet.
+    pub(crate) expires_at: UnixMs,
+    /// Opened, or closing since: what the phase's deadline counts from.
+    pub(crate) phase_since: u64,
+}
+
+/// A cursor of this connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct RoomRef {
+    pub(crate) room: u32,
+    pub(crate) place: Place,
+}
+
+/// Where the cursor sits in its room.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Place {
+    Live(u32),
+    Passive(u32),
+}
+
+/// Bytes of whole frames that wait for the socket, in order; they go before anything that a cursor has.
+#[derive(Debug, Default)]
+pub(crate) struct Out {
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) sent: usize,
+}
+
+impl Out {
+    pub(crate) fn len(&self) -> usize {
+        self.bytes.len() - self.sent
+    }
+}
+
+/// Commands between their arrival and their reply.
+#[derive(Debug, Default)]
+pub(crate) struct Flight {
+    pub(crate) pending: Vec<Pending>,
+    /// Commands that wait for `auth` to finish or for large replies to be sent.
+    pub(crate) waiting: VecDeque<(u64, Waiting)>,
+    /// Counts tickets of this connection.
+    pub(crate) tickets: u32,
+    /// Commands refused with 106 in a row.
+    pub(crate) refused: u32,
+}
+
+impl Flight {
+    pub(crate) fn len(&self) -> usize {
+        self.pending.len() + self.waiting.len()
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.pending.is_empty() && self.waiting.is_empty()
+    }
+
+    pub(crate) fn has(&self, id: u64) -> bool {
+        self.pending.iter().any(|pending| pending.id == id && !pending.is_replied())
+            || self.waiting.iter().any(|(waiting, _)| *waiting == id)
+    }
+}
+
+/// A command that has not begun.
+#[derive(Debug)]
+pub(crate) enum Waiting {
+    /// Until it is known who sends it.
+    Unchecked(Command),
+    /// Until earlier large replies are out.
+    Checked(Checked),
+}
+
+/// One command that a reply is owed to.
+#[derive(Debug)]
+pub(crate) struct Pending {
+    pub(crate) id: u64,
+    /// Its ticket's count (the first of several).
+    pub(crate) ticket: u32,
+    pub(crate) since: u64,
+    pub(crate) what: What,
+}
+
+#[derive(Debug)]
+pub(crate) enum What {
+    Auth,
+    Refresh,
+    Send {
+        room: RoomId,
+        client_msg_id: Box<str>,
+    },
+    /// `heavy`: its reply may be large, only a few of these are asked for at once.
+    Room {
+        room: RoomId,
+        ends_membership: bool,
+        heavy: bool,
+    },
+    /// Done beside the workers, by the asynchronous part of the gateway.
+    Backend,
+    Subscribe(Box<Subscribing>),
+}
+
+impl Pending {
+    fn is_replied(&self) -> bool {
+        matches!(&self.what, What::Subscribe(subscribing) if subscribing.replied)
+    }
+}
+
+/// A `subscribe` and what has come of its rooms so far.
+#[derive(Debug)]
+pub(crate) struct Subscribing {
+    pub(crate) asked: Vec<SubscribeTo>,
+    /// In the order of `asked`; room i has the ticket first + i.
+    pub(crate) answered: Vec<Option<v1::SubscribedRoom>>,
+    pub(crate) left: usize,
+    /// The reply is out; rooms that were `pending` in it are finished by pushes.
+    pub(crate) replied: bool,
+}
+
+impl Connection {
+    pub(crate) fn new(format: Format, now: u64) -> Self {
+        Self {
+            phase: Phase::New,
+            format,
+            blocked: false,
+            heads_owed: false,
+            expiry_told: false,
+            reading: 0,
+            user: NOBODY,
+            decoder: Decoder::default(),
+            rooms: Vec::new(),
+            dirty_rooms: SmallVec::new(),
+            out: None,
+            flight: None,
+            heard_at: now,
+            pinged_at: 0,
+            progress_at: now,
+            paused_until: 0,
+            timer_at: u64::MAX,
+            expires_at: UnixMs(0),
+            phase_since: now,
+        }
+    }
+
+    /// Bytes that wait in front of the cursors.
+    pub(crate) fn queued(&self) -> usize {
+        self.out.as_ref().map_or(0, |out| out.len())
+    }
+
+    pub(crate) fn is_closing(&self) -> bool {
+        matches!(self.phase, Phase::Closing { .. })
+    }
+
+    pub(crate) fn place_in(&self, room: u32) -> Option<Place> {
+        self.rooms.iter().find(|reference| reference.room == room).map(|reference| reference.place)
+    }
+}

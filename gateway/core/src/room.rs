@@ -1,0 +1,153 @@
+//! One room as a gateway worker sees it: how far it has applied the log, and who reads it here.
+//!
+//! Always holds: events are applied contiguously, whatever the link drops or repeats; nothing of an epoch below the
+//! highest seen is applied.
+
+use banyan_proto::frame::Format;
+use banyan_proto::id::{Epoch, RoomId, Seq};
+use banyan_proto::link::Ticket;
+
+use crate::ring::Ring;
+
+/// Live cursors up to which a room is swept by connection, not by room.
+pub(crate) const SMALL_ROOM: usize = 64;
+
+#[derive(Debug)]
+pub(crate) struct Room {
+    pub(crate) id: RoomId,
+    pub(crate) epoch: Epoch,
+    /// An owner has admitted somebody: `applied` means something.
+    pub(crate) admitted: bool,
+    pub(crate) applied: Seq,
+    /// Messages up to `applied`.
+    pub(crate) n: u64,
+    /// The highest head that an owner has said.
+    pub(crate) known_head: Seq,
+    pub(crate) sides: [Side; 2],
+    /// Connections that want heads only.
+    pub(crate) passive: Vec<u32>,
+    /// Subscribes that wait for the owner.
+    pub(crate) awaited: u32,
+    /// A pull that fills a gap is under way.
+    pub(crate) repair: Option<Ticket>,
+    /// It stands in the worker's queue of big rooms.
+    pub(crate) queued: bool,
+    pub(crate) heads_queued: bool,
+    pub(crate) heads_at: u64,
+    pub(crate) changed_at: u64,
+    /// Format and place at which the present pass over a big room stands, and the head when it began.
+    pub(crate) pass: Pass,
+}
+
+#[derive(Debug, Default, Clone, Copy)]
+pub(crate) struct Pass {
+    pub(crate) side: usize,
+    pub(crate) at: usize,
+    pub(crate) head: Seq,
+}
+
+/// Readers of one format.
+#[derive(Debug, Default)]
+pub(crate) struct Side {
+    pub(crate) ring: Option<Box<Ring>>,
+    pub(crate) cursors: Vec<Cursor>,
+    /// Bytes of all events so far, whether a ring held them or not: how far behind a slow cursor is.
+    pub(crate) streamed: u64,
+}
+
+/// One live reader. The next seq that it gets, not a byte offset: it stays right when the ring goes or moves.
+#[derive(Debug)]
+pub(crate) struct Cursor {
+    pub(crate) next: Seq,
+    pub(crate) connection: u32,
+    pub(crate) state: CursorState,
+    pub(crate) extra: Option<Box<Extra>>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum CursorState {
+    /// Its `subscribe` has not been answered yet.
+    Held,
+    /// Reads from the ring.
+    Live,
+    /// Fell off the ring, or began below it: reads pages from the log.
+    Reading,
+}
+
+/// What few cursors have.
+#[derive(Debug, Default)]
+pub(crate) struct Extra {
+    /// Replies to this connection's own sends, which stand in the place of their events; by seq.
+    pub(crate) replies: Vec<(Seq, Box<[u8]>)>,
+    /// Intervals in which the user was out of the room.
+    pub(crate) out: Vec<(Seq, Seq)>,
+    /// The user has left at this seq: it is the last one.
+    pub(crate) end: Option<Seq>,
+    /// A page is on its way.
+    pub(crate) pulling: bool,
+    /// The side's `streamed` when the cursor began to read from the log.
+    pub(crate) fell_at: u64,
+}
+
+impl Extra {
+    fn is_empty(&self) -> bool {
+        self.replies.is_empty() && self.out.is_empty() && self.end.is_none() && !self.pulling
+    }
+}
+
+impl Cursor {
+    pub(crate) fn extra_mut(&mut self) -> &mut Extra {
+        self.extra.get_or_insert_default()
+    }
+
+    pub(crate) fn end(&self) -> Option<Seq> {
+        self.extra.as_ref()?.end
+    }
+
+    /// Frees what is no longer needed.
+    pub(crate) fn tidy(&mut self) {
+        if self.state == CursorState::Live && self.extra.as_ref().is_some_and(|extra| extra.is_empty()) {
+            self.extra = None;
+        }
+    }
+}
+
+pub(crate) const fn side_of(format: Format) -> usize {
+    match format {
+        Format::Json => 0,
+        Format::Proto => 1,
+    }
+}
+
+pub(crate) const SIDES: [Format; 2] = [Format::Json, Format::Proto];
+
+impl Room {
+    pub(crate) fn new(id: RoomId, now: u64) -> Self {
+        Self {
+            id,
+            epoch: Epoch(0),
+            admitted: false,
+            applied: Seq(0),
+            n: 0,
+            known_head: Seq(0),
+            sides: [Side::default(), Side::default()],
+            passive: Vec::new(),
+            awaited: 0,
+            repair: None,
+            queued: false,
+            heads_queued: false,
+            heads_at: 0,
+            changed_at: now,
+            pass: Pass::default(),
+        }
+    }
+
+    pub(crate) fn live(&self) -> usize {
+        self.sides[0].cursors.len() + self.sides[1].cursors.len()
+    }
+
+    /// Nobody reads it or waits for it.
+    pub(crate) fn is_unused(&self) -> bool {
+        self.awaited == 0 && self.passive.is_empty() && self.live() == 0
+    }
+}
