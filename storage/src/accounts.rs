@@ -31,6 +31,13 @@ pub struct UserRow {
     pub tokens_not_before: UnixMs,
 }
 
+impl UserRow {
+    /// What [`TEXT_MAX`] is about.
+    pub(crate) fn texts(&self) -> [Option<&String>; 4] {
+        [Some(&self.name), self.username.as_ref(), self.skeleton.as_ref(), self.password_hash.as_ref()]
+    }
+}
+
 impl Debug for UserRow {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         // Without the hash: rows end up in logs.

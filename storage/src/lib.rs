@@ -5,10 +5,13 @@
 //! Does not: read events (they are opaque bytes here), give sequence numbers, or know who may do what.
 
 pub mod accounts;
+pub mod embedded;
 pub mod error;
+mod metrics;
 pub mod room_log;
 
 pub use accounts::Accounts;
+pub use embedded::Embedded;
 pub use error::Error;
 pub use room_log::{Completion, NotDone, Outcome, RoomLog};
 
