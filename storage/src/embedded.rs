@@ -38,8 +38,6 @@ use queue::{Op, Queue, Reply};
 use readers::Readers;
 use writer::{Health, Writer};
 
-pub(crate) use queue::assert_dense;
-
 /// How to run an embedded store.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -137,7 +135,8 @@ impl Embedded {
         let readers = Readers::start(options.reader_threads, &shared).map_err(OpenError::Thread)?;
         let path = directory.path().to_owned();
         let min_free_bytes = options.min_free_bytes;
-        let writer = Writer::new(Arc::clone(&queue), shared, directory, options, metrics, Arc::clone(&health));
+        let writer =
+            Writer::new(Arc::clone(&queue), shared, directory, options, metrics, Arc::clone(&health));
         let writer = std::thread::Builder::new()
             .name("store-write".to_owned())
             .spawn(move || writer.run())
@@ -192,7 +191,9 @@ impl Embedded {
         reply: impl Fn(Reply) -> Option<T> + Send + 'static,
     ) -> BoxFuture<'static, Result<T, Error>> {
         let waiting = self.queue.op(op);
-        Box::pin(async move { waiting.await.map(|got| reply(got).unwrap_or_else(|| unreachable!("an op has one reply"))) })
+        Box::pin(async move {
+            waiting.await.map(|got| reply(got).unwrap_or_else(|| unreachable!("an op has one reply")))
+        })
     }
 }
 
@@ -221,7 +222,11 @@ impl RoomLog for Embedded {
         self.readers.ask(&self.read_metrics.refused, move |engine| engine.read(&room, range, limit))
     }
 
-    fn member(&self, room: RoomId, user: UserId) -> BoxFuture<'static, Result<Option<(MemberRow, Marks)>, Error>> {
+    fn member(
+        &self,
+        room: RoomId,
+        user: UserId,
+    ) -> BoxFuture<'static, Result<Option<(MemberRow, Marks)>, Error>> {
         self.read_metrics.members.increment(1);
         self.readers.ask(&self.read_metrics.refused, move |engine| engine.member(&room, user))
     }
@@ -233,7 +238,8 @@ impl RoomLog for Embedded {
         limit: usize,
     ) -> BoxFuture<'static, Result<(Vec<(MemberRow, Marks)>, bool), Error>> {
         self.read_metrics.members.increment(1);
-        self.readers.ask(&self.read_metrics.refused, move |engine| engine.members(&room, after.as_ref(), limit))
+        self.readers
+            .ask(&self.read_metrics.refused, move |engine| engine.members(&room, after.as_ref(), limit))
     }
 
     fn user_rooms(
@@ -243,7 +249,8 @@ impl RoomLog for Embedded {
         limit: usize,
     ) -> BoxFuture<'static, Result<(Vec<RoomId>, bool), Error>> {
         self.read_metrics.user_rooms.increment(1);
-        self.readers.ask(&self.read_metrics.refused, move |engine| engine.user_rooms(&user, after.as_ref(), limit))
+        self.readers
+            .ask(&self.read_metrics.refused, move |engine| engine.user_rooms(&user, after.as_ref(), limit))
     }
 }
 
@@ -315,15 +322,18 @@ fn done(reply: Reply) -> Option<()> {
 
 /// Keys of the engine have a limit, and so have rows.
 fn refuse_long<T: Send + 'static>(texts: &[Option<&String>]) -> Option<BoxFuture<'static, Result<T, Error>>> {
-    texts
-        .iter()
-        .flatten()
-        .any(|text| text.len() > TEXT_MAX)
-        .then(|| -> BoxFuture<'static, Result<T, Error>> { Box::pin(async { Err(Error::Refused("a text is too long")) }) })
+    texts.iter().flatten().any(|text| text.len() > TEXT_MAX).then(
+        || -> BoxFuture<'static, Result<T, Error>> {
+            Box::pin(async { Err(Error::Refused("a text is too long")) })
+        },
+    )
 }
 
 /// The store's own threads measure themselves by it; nothing that is stored depends on it.
-#[allow(clippy::disallowed_methods, reason = "plain threads, not tasks: there is no runtime whose clock they could ask")]
+#[allow(
+    clippy::disallowed_methods,
+    reason = "plain threads, not tasks: there is no runtime whose clock they could ask"
+)]
 fn now() -> Instant {
     Instant::now()
 }

@@ -5,14 +5,17 @@
 //! Does not: read events (they are opaque bytes here), give sequence numbers, or know who may do what.
 
 pub mod accounts;
+pub mod contract;
 pub mod embedded;
 pub mod error;
+pub mod memory;
 mod metrics;
 pub mod room_log;
 
 pub use accounts::Accounts;
 pub use embedded::Embedded;
 pub use error::Error;
+pub use memory::Memory;
 pub use room_log::{Completion, NotDone, Outcome, RoomLog};
 
 use std::pin::Pin;

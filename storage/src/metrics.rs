@@ -25,7 +25,8 @@ pub(crate) struct Metrics {
 
 impl Metrics {
     pub(crate) fn new() -> Self {
-        let refused = |reason: &'static str| metrics::counter!("banyan_storage_refused_total", "reason" => reason);
+        let refused =
+            |reason: &'static str| metrics::counter!("banyan_storage_refused_total", "reason" => reason);
         Self {
             commits: metrics::counter!("banyan_storage_commits_total"),
             commit_seconds: metrics::histogram!("banyan_storage_commit_seconds"),

@@ -254,6 +254,16 @@ pub trait RoomLog: Send + Sync + Debug + 'static {
     ) -> BoxFuture<'static, Result<(Vec<RoomId>, bool), Error>>;
 }
 
+/// The owner numbers rows; a hole here is a bug of ours, not a fault of the disk.
+pub(crate) fn assert_dense(append: &Append) {
+    for pair in append.rows.windows(2) {
+        assert_eq!(pair[0].seq.0 + 1, pair[1].seq.0, "rows of an append of {} are not dense", append.room);
+    }
+    if let Some(first) = append.rows.first() {
+        assert!(first.seq.0 > 0, "{}: there is no event 0", append.room);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -134,9 +134,7 @@ pub(super) fn decode_expiry(key: &[u8]) -> Result<(UnixMs, &str), Malformed> {
 
 /// The last part of a two-part key.
 pub(super) fn last_part<'a>(key: &'a [u8], prefix: &[u8], what: &'static str) -> Result<&'a str, Malformed> {
-    key.strip_prefix(prefix)
-        .and_then(|rest| std::str::from_utf8(rest).ok())
-        .ok_or(Malformed(what))
+    key.strip_prefix(prefix).and_then(|rest| std::str::from_utf8(rest).ok()).ok_or(Malformed(what))
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -350,8 +348,13 @@ mod tests {
     #[test]
     fn rows_come_back() {
         let room = RoomId::parse("r").unwrap();
-        let row =
-            Row { seq: Seq(7), batch_first: Seq(5), n: 6, origin: Origin(u64::MAX), event: Bytes::from_static(b"hello") };
+        let row = Row {
+            seq: Seq(7),
+            batch_first: Seq(5),
+            n: 6,
+            origin: Origin(u64::MAX),
+            event: Bytes::from_static(b"hello"),
+        };
         assert_eq!(decode_row(&log_key(&room, row.seq), &log_value(&row)), Ok(row.clone()));
         let empty = Row { event: Bytes::new(), ..row };
         assert_eq!(decode_row(&log_key(&room, empty.seq), &log_value(&empty)), Ok(empty));
@@ -360,7 +363,11 @@ mod tests {
     #[test]
     fn foreign_bytes_are_refused_not_panicked_on() {
         for value in [&[][..], &[0], &[ROW_LAYOUT], &[2; 40], &[0xff; 24]] {
-            assert_eq!(decode_row(&[1, b'r', 0, 0, 0, 0, 0, 0, 0, 1], value), Err(Malformed("log")), "{value:?}");
+            assert_eq!(
+                decode_row(&[1, b'r', 0, 0, 0, 0, 0, 0, 0, 1], value),
+                Err(Malformed("log")),
+                "{value:?}"
+            );
         }
         assert_eq!(decode_row(&[1, 2], &[ROW_LAYOUT; 40]), Err(Malformed("log")));
         assert!(decode_member(UserId::parse("u").unwrap(), &[0xff; 9]).is_err());

@@ -28,7 +28,10 @@ pub(super) struct Directory {
 
 impl Directory {
     /// Checks and locks the directory; makes it, and what belongs in it, when it is missing or empty. `make` fills a new store.
-    pub(super) fn open(path: &Path, make: impl FnOnce(&Path) -> Result<(), OpenError>) -> Result<Self, OpenError> {
+    pub(super) fn open(
+        path: &Path,
+        make: impl FnOnce(&Path) -> Result<(), OpenError>,
+    ) -> Result<Self, OpenError> {
         let io = |source| OpenError::Directory { path: path.to_owned(), source };
         make_directory(path).map_err(io)?;
         let found = read_format(path)?;
@@ -99,7 +102,10 @@ fn refuse_foreign(path: &Path) -> Result<(), OpenError> {
         let name = entry.map_err(io)?.file_name();
         let ours = [FORMAT_FILE, FORMAT_NEW, LOCK_FILE, STORE, STORE_NEW];
         if !ours.iter().any(|ours| name == **ours) {
-            return Err(OpenError::NotOurs { path: path.to_owned(), entry: name.to_string_lossy().into_owned() });
+            return Err(OpenError::NotOurs {
+                path: path.to_owned(),
+                entry: name.to_string_lossy().into_owned(),
+            });
         }
     }
     Ok(())
@@ -113,7 +119,8 @@ fn read_format(path: &Path) -> Result<Option<u32>, OpenError> {
         Err(source) => return Err(OpenError::Directory { path: path.to_owned(), source }),
     };
     let read = file.take(1_024).read_to_string(&mut text);
-    let number = text.lines().next().and_then(|line| line.strip_prefix(FORMAT_HEAD)).and_then(|n| n.parse().ok());
+    let number =
+        text.lines().next().and_then(|line| line.strip_prefix(FORMAT_HEAD)).and_then(|n| n.parse().ok());
     match (read, number) {
         (Err(source), _) if source.kind() != io::ErrorKind::InvalidData => {
             Err(OpenError::Directory { path: path.to_owned(), source })
@@ -222,7 +229,9 @@ mod tests {
         let error = Directory::open(root.path(), make).unwrap_err();
         assert!(matches!(&error, OpenError::NotOurs { entry, .. } if entry == "photo.jpg"), "{error}");
         assert_eq!(std::fs::read_dir(root.path()).unwrap().count(), 1);
-        for text in ["", "something else", "banyan embedded store, format x", "banyan embedded store, format 0"] {
+        for text in
+            ["", "something else", "banyan embedded store, format x", "banyan embedded store, format 0"]
+        {
             let root = tempfile::tempdir().unwrap();
             std::fs::write(root.path().join(FORMAT_FILE), text).unwrap();
             assert!(matches!(Directory::open(root.path(), make), Err(OpenError::NotOurs { .. })), "{text:?}");

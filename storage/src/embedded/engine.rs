@@ -5,7 +5,9 @@ use std::path::Path;
 
 use banyan_proto::id::{Epoch, RoomId, Seq, UnixMs, UserId};
 use fjall::compaction::Leveled;
-use fjall::{AbstractTree, CompressionType, Database, Keyspace, KeyspaceCreateOptions, PersistMode, Readable, Snapshot};
+use fjall::{
+    AbstractTree, CompressionType, Database, Keyspace, KeyspaceCreateOptions, PersistMode, Readable, Snapshot,
+};
 
 use super::codec::{self, Malformed, Table};
 use super::{OpenError, Options};
@@ -41,12 +43,11 @@ impl Engine {
     /// Opens, or makes, the engine's files. Reads everything that is not in tables yet.
     pub(super) fn open(store: &Path, options: &Options) -> Result<Self, OpenError> {
         // It asserts what it believes about its files; damaged ones are an error of ours, not the end of the process.
-        catch_unwind(AssertUnwindSafe(|| Self::open_inner(store, options)))
-            .unwrap_or_else(|panic| {
-                let text = panic.downcast_ref::<String>().map(String::as_str);
-                let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
-                Err(OpenError::Damaged(text.unwrap_or("the engine does not say why").to_owned()))
-            })
+        catch_unwind(AssertUnwindSafe(|| Self::open_inner(store, options))).unwrap_or_else(|panic| {
+            let text = panic.downcast_ref::<String>().map(String::as_str);
+            let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
+            Err(OpenError::Damaged(text.unwrap_or("the engine does not say why").to_owned()))
+        })
     }
 
     fn open_inner(store: &Path, options: &Options) -> Result<Self, OpenError> {
@@ -73,7 +74,9 @@ impl Engine {
                 KeyspaceCreateOptions::default()
                     .max_memtable_size(memtable)
                     .manual_journal_persist(true)
-                    .compaction_strategy(std::sync::Arc::new(Leveled::default().with_table_target_size(TABLE_BYTES)))
+                    .compaction_strategy(std::sync::Arc::new(
+                        Leveled::default().with_table_target_size(TABLE_BYTES),
+                    ))
             })
             .map_err(failed)
         };
@@ -96,7 +99,8 @@ impl Engine {
     /// Background work is behind: wait before the next commit.
     pub(super) fn is_behind(&self) -> bool {
         [&self.log, &self.state].into_iter().any(|keyspace| {
-            keyspace.sealed_memtable_count() > MEMTABLES_WAITING || keyspace.tree.l0_run_count() >= LEVEL_0_RUNS
+            keyspace.sealed_memtable_count() > MEMTABLES_WAITING
+                || keyspace.tree.l0_run_count() >= LEVEL_0_RUNS
         })
     }
 
@@ -112,11 +116,9 @@ impl Engine {
         let stored = self.state.get(&key).map_err(failed)?;
         let epoch = match &stored {
             None => 0,
-            Some(bytes) => bytes
-                .as_ref()
-                .try_into()
-                .map(u64::from_be_bytes)
-                .map_err(|_| OpenError::Damaged("the epoch in the store's state is not a number".to_owned()))?,
+            Some(bytes) => bytes.as_ref().try_into().map(u64::from_be_bytes).map_err(|_| {
+                OpenError::Damaged("the epoch in the store's state is not a number".to_owned())
+            })?,
         };
         let epoch = epoch + 1;
         let mut batch = self.db.batch().durability(Some(PersistMode::SyncAll));
@@ -135,7 +137,9 @@ impl Engine {
         let (row, last) = match (row, tail.last()) {
             (Some(row), Some(last)) => (row, last),
             (None, None) => return Ok(None),
-            (None, Some(_)) => return Err(Error::Corrupt(format!("room {room} has events but no row of its own"))),
+            (None, Some(_)) => {
+                return Err(Error::Corrupt(format!("room {room} has events but no row of its own")));
+            }
             (Some(_), None) => return Err(Error::Corrupt(format!("room {room} has no events"))),
         };
         let row = codec::decode_room(room.clone(), &row).map_err(damaged)?;
@@ -148,7 +152,13 @@ impl Engine {
         self.page(&self.db.snapshot(), room, range, limit)
     }
 
-    fn page(&self, snapshot: &Snapshot, room: &RoomId, range: Range, limit: ReadLimit) -> Result<Page, Error> {
+    fn page(
+        &self,
+        snapshot: &Snapshot,
+        room: &RoomId,
+        range: Range,
+        limit: ReadLimit,
+    ) -> Result<Page, Error> {
         let events = limit.events.min(READ_MAX.events);
         let bytes = limit.bytes.min(READ_MAX.bytes);
         // Both ends included, from here on.
@@ -160,7 +170,8 @@ impl Engine {
         if first > last || events == 0 {
             return Ok(page);
         }
-        let iter = snapshot.range(&self.log, codec::log_key(room, Seq(first))..=codec::log_key(room, Seq(last)));
+        let iter =
+            snapshot.range(&self.log, codec::log_key(room, Seq(first))..=codec::log_key(room, Seq(last)));
         let mut taken = 0;
         let mut take = |guard: fjall::Guard| -> Result<bool, Error> {
             if page.rows.len() == events {
@@ -199,11 +210,13 @@ impl Engine {
 
     pub(super) fn member(&self, room: &RoomId, user: UserId) -> Result<Option<(MemberRow, Marks)>, Error> {
         let snapshot = self.db.snapshot();
-        let Some(row) = self.get(&snapshot, &codec::key2(Table::Members, room.as_str(), user.as_str()))? else {
+        let Some(row) = self.get(&snapshot, &codec::key2(Table::Members, room.as_str(), user.as_str()))?
+        else {
             return Ok(None);
         };
         let marks = self.get(&snapshot, &codec::key2(Table::Marks, room.as_str(), user.as_str()))?;
-        let marks = marks.map_or(Ok(Marks::default()), |marks| codec::decode_marks(&marks)).map_err(damaged)?;
+        let marks =
+            marks.map_or(Ok(Marks::default()), |marks| codec::decode_marks(&marks)).map_err(damaged)?;
         Ok(Some((codec::decode_member(user, &row).map_err(damaged)?, marks)))
     }
 
@@ -450,7 +463,8 @@ impl Batch<'_> {
     pub(super) fn marks(&mut self, room: &RoomId, user: &UserId, marks: Marks) -> Result<(), Error> {
         let key = codec::key2(Table::Marks, room.as_str(), user.as_str());
         let stored = self.engine.state.get(&key).map_err(engine_error)?;
-        let stored = stored.map_or(Ok(Marks::default()), |value| codec::decode_marks(&value)).map_err(damaged)?;
+        let stored =
+            stored.map_or(Ok(Marks::default()), |value| codec::decode_marks(&value)).map_err(damaged)?;
         let raised = stored.max(marks);
         if raised != stored {
             self.put(key, codec::encode_marks(raised));

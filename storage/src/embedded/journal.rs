@@ -355,7 +355,9 @@ mod tests {
             let dir = store(&[&[&first[..], &second, &third].concat()]);
             match check(dir.path(), Tail::Trust) {
                 // A number that is wrong and higher shows at the commit after it.
-                Err(Error::Damaged { offset, .. }) if (5..12).contains(&hurt) => assert_eq!(offset, seconds_end as u64),
+                Err(Error::Damaged { offset, .. }) if (5..12).contains(&hurt) => {
+                    assert_eq!(offset, seconds_end as u64)
+                }
                 Err(Error::Damaged { offset, .. }) => assert_eq!(offset, first.len() as u64, "byte {hurt}"),
                 other => panic!("byte {hurt}: {other:?}"),
             }

@@ -12,7 +12,9 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::accounts::{Creation, LoginRow, UserRow};
 use crate::metrics::Metrics;
-use crate::room_log::{APPEND_BYTES_MAX, APPEND_ROWS_MAX, Append, Completion, Marks, NotDone, Outcome};
+use crate::room_log::{
+    APPEND_BYTES_MAX, APPEND_ROWS_MAX, Append, Completion, Marks, NotDone, Outcome, assert_dense,
+};
 use crate::{BoxFuture, Error};
 
 /// One append in flight a room, so: open rooms that write at the same moment.
@@ -144,7 +146,10 @@ impl Queue {
             };
             match why {
                 Some(why) => {
-                    refused.push(Completion { ticket: append.ticket, outcome: state.refusal(&append.room, why) });
+                    refused.push(Completion {
+                        ticket: append.ticket,
+                        outcome: state.refusal(&append.room, why),
+                    });
                 }
                 None => {
                     state.append_bytes += bytes;
@@ -291,15 +296,5 @@ impl Queue {
     pub(super) fn close(&self) {
         self.lock().closed = true;
         self.wake.notify_all();
-    }
-}
-
-/// The owner numbers rows; a hole here is a bug of ours, not a fault of the disk.
-pub(crate) fn assert_dense(append: &Append) {
-    for pair in append.rows.windows(2) {
-        assert_eq!(pair[0].seq.0 + 1, pair[1].seq.0, "rows of an append of {} are not dense", append.room);
-    }
-    if let Some(first) = append.rows.first() {
-        assert!(first.seq.0 > 0, "{}: there is no event 0", append.room);
     }
 }

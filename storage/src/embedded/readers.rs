@@ -45,7 +45,10 @@ impl Readers {
     ) -> BoxFuture<'static, Result<T, Error>> {
         let (answer, waiting) = oneshot::channel();
         let job: Job = Box::new(move |engine| {
-            let result = engine.map_or_else(|| Err(Error::Unavailable("its files are being opened again".to_owned())), question);
+            let result = engine.map_or_else(
+                || Err(Error::Unavailable("its files are being opened again".to_owned())),
+                question,
+            );
             // Nobody waits any more: the caller has gone.
             drop(answer.send(result));
         });
@@ -64,7 +67,9 @@ impl Readers {
             match failed {
                 Some(error) => Err(error),
                 // Dropped without an answer: the question panicked, which was logged.
-                None => waiting.await.unwrap_or_else(|_| Err(Error::Corrupt("the engine gave up".to_owned()))),
+                None => {
+                    waiting.await.unwrap_or_else(|_| Err(Error::Corrupt("the engine gave up".to_owned())))
+                }
             }
         })
     }

@@ -129,7 +129,8 @@ impl Writer {
     }
 
     fn patience(&self) -> Duration {
-        let until_retry = self.trouble.as_ref().map(|trouble| trouble.next_try.saturating_duration_since(now()));
+        let until_retry =
+            self.trouble.as_ref().map(|trouble| trouble.next_try.saturating_duration_since(now()));
         let backlog = (!self.backlog.is_empty()).then_some(SINK_FULL);
         [until_retry, backlog].into_iter().flatten().fold(IDLE, Duration::min)
     }
@@ -197,7 +198,10 @@ impl Writer {
             let reply = perform(&mut batch, waiting.op);
             replies.push((waiting.answer, reply));
         }
-        if !full {
+        if very_full {
+            // Their senders state them again.
+            self.metrics.marks_dropped.increment(taken.marks.len() as u64);
+        } else {
             for ((room, user), marks) in taken.marks {
                 if let Err(error) = batch.marks(&room, &user, marks) {
                     tracing::error!(%error, "marks were not written");
@@ -256,7 +260,11 @@ impl Writer {
             Some((wait, when)) if at.saturating_duration_since(when) < STEADY => (wait * 2).min(RETRY_MAX),
             _ => RETRY_FIRST,
         };
-        tracing::error!(reason, retry_in_ms = wait.as_millis(), "the store's engine failed and will be opened again");
+        tracing::error!(
+            reason,
+            retry_in_ms = wait.as_millis(),
+            "the store's engine failed and will be opened again"
+        );
         self.health.set(Some(reason.clone()));
         self.trouble = Some(Trouble { reason, next_try: at + wait, wait, cut_off });
     }
@@ -308,7 +316,8 @@ impl Writer {
         if appends.is_empty() {
             return;
         }
-        let counter = if why == NotDone::Full { &self.metrics.refused_full } else { &self.metrics.refused_unavailable };
+        let counter =
+            if why == NotDone::Full { &self.metrics.refused_full } else { &self.metrics.refused_unavailable };
         counter.increment(appends.len() as u64);
         let queue = Arc::clone(&self.queue);
         self.say(appends.into_iter().map(|(append, sink)| {
