@@ -1,1 +1,24 @@
-//! See DESIGN.md.
+//! What lasts: the log of every room, who is in it, and the accounts, behind two traits.
+//!
+//! Owns: [`RoomLog`] and [`Accounts`], their rows, and what a write's outcome means.
+//! Always holds: an append is there whole or not at all; [`Outcome::Done`] is said only of what a power cut cannot take back.
+//! Does not: read events (they are opaque bytes here), give sequence numbers, or know who may do what.
+
+pub mod accounts;
+pub mod contract;
+pub mod embedded;
+pub mod error;
+pub mod memory;
+mod metrics;
+pub mod room_log;
+
+pub use accounts::Accounts;
+pub use embedded::Embedded;
+pub use error::Error;
+pub use memory::Memory;
+pub use room_log::{Completion, NotDone, Outcome, RoomLog};
+
+use std::pin::Pin;
+
+/// What every question to a store answers with. Made once a question, never once a message.
+pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
