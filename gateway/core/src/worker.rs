@@ -95,7 +95,16 @@ pub struct Identity {
     pub person: Person,
     pub expires_at: UnixMs,
     /// The login that made the token; ends with it.
-    pub login: Option<Box<str>>,
+    pub login: Option<Arc<str>>,
+    /// The number of the last revocation that was known when the token was checked.
+    pub as_of: u64,
+}
+
+/// What ends a connection from outside: see [`Worker::disconnect`].
+#[derive(Debug)]
+struct Login {
+    login: Option<Arc<str>>,
+    as_of: u64,
 }
 
 /// What a socket did with bytes offered to it.
@@ -160,7 +169,7 @@ pub struct Worker {
     options: Options,
     route: fn(&str, usize) -> usize,
     connections: Slab<Connection>,
-    logins: HashMap<u32, Box<str>, foldhash::fast::RandomState>,
+    logins: HashMap<u32, Login, foldhash::fast::RandomState>,
     rooms: Slab<Room>,
     room_ids: HashMap<RoomId, u32, foldhash::fast::RandomState>,
     users: Slab<User>,
@@ -351,20 +360,26 @@ impl Worker {
         }
     }
 
-    /// Ends every connection of a user (of one login, if named): disabled, logged out, disconnected.
-    pub fn disconnect(&mut self, now: Now, user: &UserId, login: Option<&str>) {
+    /// Ends every connection of a user (of one login, if named) that authenticated before this revocation: disabled,
+    /// logged out, disconnected.
+    pub fn disconnect(&mut self, now: Now, user: &UserId, login: Option<&str>, number: u64) {
         let Some(index) = self.user_ids.get(user.as_str()) else { return };
         let Some(user) = self.users.get(*index) else { return };
         for connection in user.connections.clone() {
-            if login.is_none_or(|login| self.logins.get(&connection).is_some_and(|of| **of == *login)) {
+            let ends = self.logins.get(&connection).is_none_or(|entry| {
+                entry.as_of < number && (login.is_none() || entry.login.as_deref() == login)
+            });
+            if ends {
                 self.close(now, connection, Close::Ended, "signed out, disabled or disconnected");
             }
         }
     }
 
-    /// Users with a connection here, to ask again what holds for them.
-    pub fn users(&self) -> impl Iterator<Item = &UserId> {
-        self.user_ids.keys()
+    /// Ends one connection.
+    pub fn end(&mut self, now: Now, connection: Key, close: Close, reason: &str) {
+        if self.connections.get_key(connection).is_some() {
+            self.close(now, connection.index, close, reason);
+        }
     }
 
     /// Tells every client to come back elsewhere, spread over `window_ms`. No connection is taken any more.

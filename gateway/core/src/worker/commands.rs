@@ -9,8 +9,8 @@ use banyan_proto::v1::client_frame::Command;
 use banyan_proto::v1::server_frame::Body;
 
 use super::{
-    Effect, HEAVY_MAX, Identity, Now, QUEUED_HARD, QUEUED_SOFT, User, Worker, flight_of, put_server_frame,
-    split_ticket, ticket,
+    Effect, HEAVY_MAX, Identity, Login, Now, QUEUED_HARD, QUEUED_SOFT, User, Worker, flight_of,
+    put_server_frame, split_ticket, ticket,
 };
 use smallvec::SmallVec;
 
@@ -318,10 +318,7 @@ impl Worker {
             connection.expires_at = identity.expires_at;
             connection.expiry_told = false;
         }
-        match &identity.login {
-            Some(login) => self.logins.insert(index, login.clone()),
-            None => self.logins.remove(&index),
-        };
+        self.logins.insert(index, Login { login: identity.login.clone(), as_of: identity.as_of });
         self.arm(now, index);
     }
 
