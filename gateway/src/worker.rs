@@ -1,0 +1,694 @@
+//! The shell of one gateway worker: its sockets, its listener and its clock around the pure core.
+//!
+//! Owns: one thread's share of the connections, from `accept` on. Runs on a current-thread runtime together with a
+//! shard worker. Sockets live in an epoll set of our own (mio), which tokio sees as one thing that may be readable: so a
+//! connection costs no task, and one call fetches the readiness of a thousand.
+//! Always holds: a turn takes everything that is there (sockets, inbox, timers), only then sends; while something is
+//! left it looks at the sockets again without sleeping.
+//! Does not: decide anything about rooms or clients: that is [`banyan_gateway_core::Worker`].
+
+mod greeting;
+mod metrics;
+mod socket;
+
+use std::collections::VecDeque;
+use std::io;
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::time::Duration;
+
+use banyan_gateway_core::bucket::{Bucket, Rate};
+use banyan_gateway_core::head::Refusal;
+use banyan_gateway_core::slab::{Key, Slab};
+use banyan_gateway_core::worker::{Effect, Now};
+use banyan_gateway_core::{Worker as Core, worker};
+use banyan_proto::codes::Close;
+use banyan_proto::link::{FromShard, LinkId, ToShardBatch};
+use banyan_proto::v1;
+use banyan_proto::v1::server_frame::Body;
+use mio::event::Source;
+use mio::{Events, Interest, Poll, Registry, Token};
+use tokio::io::unix::AsyncFd;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::accounts::{self, Revocation, Standing};
+use crate::admission::Admission;
+use crate::aside::Aside;
+use crate::clock::unix_ms;
+
+pub use greeting::Door;
+use greeting::{Greeting, Next};
+use metrics::Published;
+use socket::{Socket, Sockets};
+
+/// Room for one read; a connection that has more waits for its next turn.
+const READ_BYTES: usize = 64 << 10;
+/// Readiness that one call fetches.
+const EVENTS: usize = 1_024;
+/// Sockets accepted in one turn.
+const ACCEPTS: usize = 64;
+/// Batches taken from the inbox in one turn.
+const INBOX_TURN: usize = 256;
+const METRICS_MS: u64 = 1_000;
+/// How soon a message that a shard's queue had no room for is offered again, and a drain looks how far it is.
+const AGAIN: Duration = Duration::from_millis(2);
+
+/// Tokens: connections by their index, then greetings, then the listener.
+const GREETINGS: usize = 1 << 24;
+const LISTENER: Token = Token(1 << 28);
+
+/// What a worker is told from outside the shards. Bounded by the commands and sockets that are under way.
+#[derive(Debug)]
+pub enum Control {
+    /// A token has been checked.
+    Authenticated { connection: Key, result: Result<accounts::Identity, v1::Error> },
+    /// A command has been carried out beside the worker.
+    Replied { connection: Key, id: u64, result: Result<Body, v1::Error> },
+    /// A socket that another worker accepted.
+    Adopt { stream: TcpStream, peer: SocketAddr },
+    /// Logins have ended, and their connections with them.
+    Revoked(Revocation),
+    /// Revocations were missed: nobody's token is known to hold any more.
+    RevocationsMissed,
+}
+
+/// A connection that is not for a worker.
+#[derive(Debug)]
+pub struct Handover {
+    pub stream: TcpStream,
+    pub tls: Option<Box<rustls::ServerConnection>>,
+    /// What was read of it, not yet answered.
+    pub prefix: Vec<u8>,
+    pub client: IpAddr,
+    pub guard: Guard,
+}
+
+/// Gives an admitted connection back when it is dropped.
+#[derive(Debug)]
+pub struct Guard {
+    admission: Arc<Admission>,
+    address: IpAddr,
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        self.admission.leave_address(self.address);
+        self.admission.closed();
+    }
+}
+
+#[derive(Debug, Clone)]
+pub struct Options {
+    pub core: worker::Options,
+    pub door: Door,
+    pub handshake_deadline_ms: u64,
+    /// New sockets of this worker.
+    pub accepts: Rate,
+    /// Bytes that the kernel may hold unsent for one socket; beyond the small window that it has not offered yet.
+    pub unsent_bytes: u32,
+    /// How long clients have to leave by themselves when the server drains.
+    pub drain_window: Duration,
+    /// When a drain ends whatever is left.
+    pub drain_deadline: Duration,
+}
+
+/// What a worker is connected to.
+#[derive(Debug)]
+pub struct Deps {
+    pub link: LinkId,
+    pub listener: TcpListener,
+    /// One queue for each shard worker.
+    pub shards: Vec<mpsc::Sender<ToShardBatch>>,
+    /// The shard worker of a room.
+    pub route: fn(&str, usize) -> usize,
+    pub inbox: mpsc::Receiver<Vec<FromShard>>,
+    pub control: mpsc::Receiver<Control>,
+    /// Controls of all workers, this one's among them, by number.
+    pub workers: Vec<mpsc::Sender<Control>>,
+    pub admission: Arc<Admission>,
+    pub aside: Aside,
+    pub http: mpsc::Sender<Handover>,
+}
+
+#[derive(Debug)]
+pub struct Worker {
+    core: Core,
+    options: Options,
+    number: usize,
+    deps: Deps,
+    poll: AsyncFd<Poll>,
+    registry: Registry,
+    events: Events,
+    listener: Option<mio::net::TcpListener>,
+    accepting: Bucket,
+    /// The listener may have more; it is not asked before this.
+    accept_again_at: Option<u64>,
+    greetings: Slab<Greeting>,
+    greeting_deadlines: VecDeque<(u64, Key)>,
+    sockets: Sockets,
+    /// Connections that have more to read than one bufferful, or may read again.
+    again: Vec<u32>,
+    buffer: Box<[u8]>,
+    begun: Instant,
+    published: Published,
+    metrics_at: u64,
+    shard_full: bool,
+}
+
+impl Worker {
+    /// Must be called on the runtime that will run it.
+    pub fn new(options: Options, deps: Deps) -> io::Result<Self> {
+        let number = usize::from(options.core.worker);
+        let poll = Poll::new()?;
+        let registry = poll.registry().try_clone()?;
+        let mut listener = mio::net::TcpListener::from_std(deps.listener.try_clone()?);
+        listener.register(&registry, LISTENER, Interest::READABLE)?;
+        let begun = Instant::now();
+        let now = Now { ms: 1, unix: unix_ms() };
+        Ok(Self {
+            core: Core::new(options.core.clone(), deps.shards.len(), deps.route, now),
+            number,
+            deps,
+            poll: watched(poll)?,
+            registry,
+            events: Events::with_capacity(EVENTS),
+            listener: Some(listener),
+            accepting: Bucket::default(),
+            accept_again_at: Some(0),
+            greetings: Slab::default(),
+            greeting_deadlines: VecDeque::new(),
+            sockets: Sockets::default(),
+            again: Vec::new(),
+            buffer: vec![0; READ_BYTES].into_boxed_slice(),
+            begun,
+            published: Published::new(number),
+            metrics_at: 0,
+            shard_full: false,
+            options,
+        })
+    }
+
+    fn now(&self) -> Now {
+        let ms = u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX) + 1;
+        Now { ms, unix: unix_ms() }
+    }
+
+    /// Serves until `drain`, then until everybody has left or the deadline has passed.
+    pub async fn run(mut self, drain: CancellationToken) -> io::Result<()> {
+        let mut state = Draining::No;
+        loop {
+            let now = self.now();
+            self.turn(now)?;
+            if drain.is_cancelled() {
+                state = self.drain(now, state);
+                if matches!(state, Draining::Done) {
+                    self.publish(now);
+                    return Ok(());
+                }
+            }
+            if self.core.has_work() || !self.again.is_empty() || self.core.has_effects() {
+                // Other tasks of this thread (the shard worker) and the driver get their turn.
+                tokio::task::yield_now().await;
+                continue;
+            }
+            let deadline = self.deadline(now, &state);
+            let woken = tokio::select! {
+                biased;
+                () = drain.cancelled(), if matches!(state, Draining::No) => Woken::Other,
+                ready = self.poll.readable_mut() => {
+                    // Cleared before the sockets are asked: what comes later wakes again.
+                    ready?.clear_ready();
+                    Woken::Other
+                }
+                batch = self.deps.inbox.recv() => Woken::Inbox(batch),
+                control = self.deps.control.recv() => Woken::Control(control),
+                () = tokio::time::sleep_until(deadline) => Woken::Other,
+            };
+            let now = self.now();
+            match woken {
+                Woken::Other => {}
+                Woken::Inbox(Some(batch)) => {
+                    for message in batch {
+                        self.core.shard_said(now, message);
+                    }
+                }
+                Woken::Control(Some(control)) => self.controlled(now, control),
+                Woken::Inbox(None) | Woken::Control(None) => {
+                    return Err(io::Error::other("the other side of a queue is gone"));
+                }
+            }
+        }
+    }
+
+    /// Takes everything that is there, then sends for one round.
+    fn turn(&mut self, now: Now) -> io::Result<()> {
+        self.poll_sockets(now)?;
+        for _ in 0..INBOX_TURN {
+            let Ok(batch) = self.deps.inbox.try_recv() else { break };
+            for message in batch {
+                self.core.shard_said(now, message);
+            }
+        }
+        while let Ok(control) = self.deps.control.try_recv() {
+            self.controlled(now, control);
+        }
+        if self.core.next_deadline() <= now.ms {
+            self.core.tick(now);
+        }
+        self.give_up_greetings(now);
+        self.perform(now);
+        self.hand_over();
+        self.core.sweep(now, &mut self.sockets);
+        self.perform(now);
+        if now.ms >= self.metrics_at {
+            self.metrics_at = now.ms + METRICS_MS;
+            self.publish(now);
+        }
+        Ok(())
+    }
+
+    fn publish(&mut self, now: Now) {
+        let _ = now;
+        self.published.publish(&self.core, self.greetings.len());
+        self.deps.admission.set_worker(self.number, self.core.sizes().0);
+    }
+
+    fn deadline(&self, now: Now, state: &Draining) -> Instant {
+        let mut at = self.core.next_deadline().min(self.metrics_at);
+        if let Some((deadline, _)) = self.greeting_deadlines.front() {
+            at = at.min(*deadline);
+        }
+        if let Some(again) = self.accept_again_at {
+            at = at.min(again);
+        }
+        let mut wait = Duration::from_millis(at.saturating_sub(now.ms));
+        if self.shard_full || !matches!(state, Draining::No) {
+            wait = wait.min(AGAIN);
+        }
+        Instant::now() + wait
+    }
+
+    // ------------------------------------------------------------ sockets
+
+    fn poll_sockets(&mut self, now: Now) -> io::Result<()> {
+        for index in std::mem::take(&mut self.again) {
+            self.read(now, index);
+        }
+        loop {
+            let mut events = std::mem::replace(&mut self.events, Events::with_capacity(0));
+            match self.poll.get_mut().poll(&mut events, Some(Duration::ZERO)) {
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {
+                    self.events = events;
+                    continue;
+                }
+                Err(error) => return Err(error),
+            }
+            let mut count = 0;
+            for event in &events {
+                count += 1;
+                match event.token() {
+                    LISTENER => self.accept_again_at = Some(0),
+                    Token(token) if token >= GREETINGS => self.greet(now, (token - GREETINGS) as u32),
+                    Token(token) => {
+                        let index = token as u32;
+                        if event.is_writable() {
+                            self.writable(now, index);
+                        }
+                        if event.is_readable() || event.is_read_closed() || event.is_error() {
+                            self.read(now, index);
+                            if event.is_read_closed() && !self.again.contains(&index) {
+                                // The end shows in a read of its own.
+                                self.again.push(index);
+                            }
+                        }
+                    }
+                }
+            }
+            self.events = events;
+            if count < EVENTS {
+                break;
+            }
+        }
+        if self.accept_again_at.is_some_and(|at| at <= now.ms) {
+            self.accept(now);
+        }
+        Ok(())
+    }
+
+    fn read(&mut self, now: Now, index: u32) {
+        if !self.core.wants_read(index) {
+            return;
+        }
+        let Some(socket) = self.sockets.get_mut(index) else { return };
+        match socket.read(&mut self.buffer) {
+            Ok(0) => self.core.lost(index),
+            Ok(read) => {
+                // A short read has emptied the socket; TLS may hold more than it gave.
+                if read == self.buffer.len() || socket.tls.is_some() {
+                    self.again.push(index);
+                }
+                self.core.received(now, index, &mut self.buffer[..read]);
+            }
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
+            Err(_) => self.core.lost(index),
+        }
+    }
+
+    fn writable(&mut self, now: Now, index: u32) {
+        let Some(socket) = self.sockets.get_mut(index) else { return };
+        match socket.writable() {
+            Ok(true) => self.core.writable(now, index),
+            Ok(false) => {}
+            Err(_) => self.core.lost(index),
+        }
+    }
+
+    // ------------------------------------------------------------ new sockets
+
+    fn accept(&mut self, now: Now) {
+        self.accept_again_at = None;
+        for _ in 0..ACCEPTS {
+            let Some(listener) = &self.listener else { return };
+            if let Err(wait_ms) = self.accepting.take(now.ms, self.options.accepts) {
+                self.accept_again_at = Some(now.ms + wait_ms.max(1));
+                return;
+            }
+            match listener.accept() {
+                Ok((stream, peer)) => {
+                    if let Some(other) = self.deps.admission.better_worker(self.number)
+                        && let Ok(permit) = self.deps.workers[other].try_reserve()
+                    {
+                        permit.send(Control::Adopt { stream: stream.into(), peer });
+                        continue;
+                    }
+                    self.welcome(now, stream, peer);
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+                Err(error) => {
+                    // Out of descriptors or memory: what is there goes on, new sockets wait a moment.
+                    tracing::warn!(%error, "cannot accept a connection");
+                    self.accept_again_at = Some(now.ms + 100);
+                    return;
+                }
+            }
+        }
+        // More may wait: the edge has been used up.
+        self.accept_again_at = Some(now.ms);
+    }
+
+    fn welcome(&mut self, now: Now, stream: mio::net::TcpStream, peer: SocketAddr) {
+        let address = peer.ip();
+        let socket = Socket { stream, tls: None, address, unauthenticated: true };
+        if let Err(refusal) = self.deps.admission.open() {
+            self.refuse(socket, &refusal);
+            return;
+        }
+        if let Err(error) = self.prepare(&socket.stream) {
+            tracing::debug!(%error, "a new socket broke");
+            self.release_greeting();
+            return;
+        }
+        let deadline = now.ms + self.options.handshake_deadline_ms;
+        let mut greeting = Greeting::new(socket, peer, &self.options.door);
+        if let Some(tls) = self.options.door.tls.as_ref().filter(|_| !self.options.door.proxy_protocol)
+            && !matches!(greeting.secure(tls), Next::Wait)
+        {
+            self.release_greeting();
+            return;
+        }
+        let Some(key) = self.greetings.insert(greeting) else {
+            self.release_greeting();
+            return;
+        };
+        self.greeting_deadlines.push_back((deadline, key));
+        let registered = self.greetings.get_mut(key.index).map(|greeting| {
+            greeting.socket.stream.register(
+                &self.registry,
+                Token(GREETINGS + key.index as usize),
+                Interest::READABLE | Interest::WRITABLE,
+            )
+        });
+        if !matches!(registered, Some(Ok(()))) {
+            self.greetings.remove(key.index);
+            self.release_greeting();
+        }
+    }
+
+    /// Options of a client's socket: no waiting to fill packets (we coalesce ourselves), and a kernel that does not
+    /// hoard megabytes for who never reads.
+    fn prepare(&self, stream: &mio::net::TcpStream) -> io::Result<()> {
+        let socket = socket2::SockRef::from(stream);
+        socket.set_tcp_nodelay(true)?;
+        #[cfg(target_os = "linux")]
+        socket.set_tcp_notsent_lowat(self.options.unsent_bytes)?;
+        Ok(())
+    }
+
+    fn release_greeting(&self) {
+        self.deps.admission.no_longer_unauthenticated();
+        self.deps.admission.closed();
+    }
+
+    fn greet(&mut self, now: Now, index: u32) {
+        let Some(greeting) = self.greetings.get_mut(index) else { return };
+        let next = greeting.readable(&self.options.door, &mut self.buffer);
+        if matches!(next, Next::Wait) {
+            return;
+        }
+        let Some(greeting) = self.greetings.remove(index) else { return };
+        let mut socket = greeting.socket;
+        match next {
+            Next::Wait => {}
+            Next::Gone => self.release_greeting(),
+            Next::Refuse(refusal) => {
+                self.refuse(socket, &refusal);
+                self.release_greeting();
+            }
+            Next::Upgrade { format, response, client, mut rest } => {
+                if let Err(refusal) = self.deps.admission.enter_address(client) {
+                    self.refuse(socket, &refusal);
+                    self.release_greeting();
+                    return;
+                }
+                socket.address = client;
+                let upgraded = self.core.accept(now, format, &response).filter(|index| {
+                    let token = Token(*index as usize);
+                    let interest = Interest::READABLE | Interest::WRITABLE;
+                    socket.stream.reregister(&self.registry, token, interest).is_ok()
+                });
+                let Some(index) = upgraded else {
+                    self.deps.admission.leave_address(client);
+                    self.release_greeting();
+                    return;
+                };
+                self.sockets.put(index, socket);
+                self.core.received(now, index, &mut rest);
+                // What came after the last read raised no edge for the new token.
+                self.again.push(index);
+            }
+            Next::Http { client, prefix } => {
+                if let Err(refusal) = self.deps.admission.enter_address(client) {
+                    self.refuse(socket, &refusal);
+                    self.release_greeting();
+                    return;
+                }
+                self.deps.admission.no_longer_unauthenticated();
+                let guard = Guard { admission: Arc::clone(&self.deps.admission), address: client };
+                drop(socket.stream.deregister(&self.registry));
+                match self.deps.http.try_reserve() {
+                    Ok(permit) => permit.send(Handover {
+                        stream: socket.stream.into(),
+                        tls: socket.tls,
+                        prefix,
+                        client,
+                        guard,
+                    }),
+                    Err(_) => self.refuse(socket, &Refusal::overloaded("too many HTTP requests", 1_000)),
+                }
+            }
+        }
+    }
+
+    /// Answers with a refusal, as far as the socket takes it at once.
+    fn refuse(&self, mut socket: Socket, refusal: &Refusal) {
+        self.published.refused(refusal.status);
+        drop(socket.write(&refusal.response()));
+        socket.end();
+    }
+
+    fn give_up_greetings(&mut self, now: Now) {
+        while let Some((deadline, key)) = self.greeting_deadlines.front().copied() {
+            // Those that are done leave a hole, which costs nothing when its time comes; a front hole goes at once.
+            let alive = self.greetings.get_key(key).is_some();
+            if alive && deadline > now.ms {
+                return;
+            }
+            self.greeting_deadlines.pop_front();
+            if alive && let Some(greeting) = self.greetings.remove(key.index) {
+                self.refuse(greeting.socket, &Refusal::HEAD_TIMEOUT);
+                self.release_greeting();
+            }
+        }
+    }
+
+    // ------------------------------------------------------------ others
+
+    fn controlled(&mut self, now: Now, control: Control) {
+        match control {
+            Control::Authenticated { connection, result } => {
+                if result.is_ok()
+                    && let Some(socket) = self.sockets.get_mut(connection.index)
+                    && std::mem::take(&mut socket.unauthenticated)
+                {
+                    self.deps.admission.no_longer_unauthenticated();
+                }
+                self.authenticated(now, connection, result);
+            }
+            Control::Replied { connection, id, result } => {
+                self.core.backend_replied(now, connection, id, result)
+            }
+            Control::Adopt { stream, peer } => self.welcome(now, mio::net::TcpStream::from_std(stream), peer),
+            Control::Revoked(revocation) => {
+                let login = revocation.login.as_deref();
+                self.core.disconnect(now, &revocation.user, login, revocation.number);
+            }
+            // A thousand revocations came while this thread did not run once. Everybody comes back with their token.
+            Control::RevocationsMissed => self.core.close_all(now, Close::ServerError, "please reconnect"),
+        }
+    }
+
+    fn authenticated(&mut self, now: Now, connection: Key, result: Result<accounts::Identity, v1::Error>) {
+        let identity = match result {
+            Ok(identity) => identity,
+            Err(error) => return self.core.authenticated(now, connection, Err(error)),
+        };
+        let core_identity = worker::Identity {
+            person: identity.person.clone(),
+            expires_at: identity.expires_at,
+            login: identity.login.clone(),
+            as_of: identity.as_of,
+        };
+        self.core.authenticated(now, connection, Ok(core_identity));
+        // Registered first, asked second: a revocation is seen here or comes to the registered connection.
+        match self.deps.aside.standing(&identity) {
+            Standing::Good => {}
+            Standing::Revoked => self.core.end(now, connection, Close::Ended, "signed out or disabled"),
+            Standing::Unknown => self.core.end(now, connection, Close::ServerError, "please reconnect"),
+        }
+    }
+
+    fn perform(&mut self, now: Now) {
+        while self.core.has_effects() {
+            for effect in self.core.take_effects() {
+                match effect {
+                    Effect::Authenticate { connection, token, client } => {
+                        self.deps.aside.authenticate(self.number, connection, token, client);
+                    }
+                    Effect::Backend { connection, id, person, command } => {
+                        self.deps.aside.carry_out(self.number, connection, id, person, command);
+                    }
+                    Effect::Resume { connection } => self.read(now, connection),
+                    Effect::Drop { connection } => self.drop_socket(connection),
+                }
+            }
+        }
+    }
+
+    fn drop_socket(&mut self, index: u32) {
+        let Some(mut socket) = self.sockets.take(index) else { return };
+        drop(socket.stream.deregister(&self.registry));
+        socket.end();
+        if socket.unauthenticated {
+            self.deps.admission.no_longer_unauthenticated();
+        }
+        self.deps.admission.leave_address(socket.address);
+        self.deps.admission.closed();
+    }
+
+    /// Gives each shard worker what waits for it. What its queue has no room for stays here, in order; what stays is
+    /// bounded by the commands in flight.
+    fn hand_over(&mut self) {
+        self.shard_full = false;
+        for (shard, messages) in self.deps.shards.iter().zip(self.core.shard_queues()) {
+            if messages.is_empty() {
+                continue;
+            }
+            match shard.try_reserve() {
+                Ok(permit) => {
+                    permit.send(ToShardBatch { link: self.deps.link, messages: std::mem::take(messages) });
+                }
+                Err(_) => self.shard_full = true,
+            }
+        }
+    }
+
+    fn drain(&mut self, now: Now, state: Draining) -> Draining {
+        let window = self.options.drain_window.as_millis() as u64;
+        match state {
+            Draining::No => {
+                if let Some(mut listener) = self.listener.take() {
+                    drop(listener.deregister(&self.registry));
+                }
+                self.accept_again_at = None;
+                self.core.drain(now, window, "this server is stopping");
+                Draining::Leaving { since: now.ms }
+            }
+            Draining::Leaving { since } => {
+                let (connections, ..) = self.core.sizes();
+                let deadline = since + self.options.drain_deadline.as_millis() as u64;
+                if connections == 0 {
+                    return Draining::Done;
+                }
+                if now.ms >= deadline {
+                    self.core.close_all(now, Close::Stopped, "the drain deadline has passed");
+                    return Draining::Closing;
+                }
+                if now.ms >= since + window && self.core.is_settled() {
+                    self.core.close_all(now, Close::Draining, "this server is stopping");
+                    return Draining::Closing;
+                }
+                state
+            }
+            Draining::Closing => {
+                let (connections, ..) = self.core.sizes();
+                // Connections that do not answer their close frame are dropped by the core after two seconds.
+                if connections == 0 { Draining::Done } else { state }
+            }
+            Draining::Done => Draining::Done,
+        }
+    }
+}
+
+/// Our epoll set as one thing that tokio can wait for.
+#[expect(
+    unsafe_code,
+    reason = "tokio has no safe way to watch a descriptor that is not AsFd, and mio's Poll is not"
+)]
+fn watched(poll: Poll) -> io::Result<AsyncFd<Poll>> {
+    // SAFETY: the descriptor is `poll`'s own, opened by it and closed only when it is dropped; the AsyncFd owns `poll`
+    // and takes the descriptor out of tokio's set before it drops it. `Poll::as_raw_fd` always gives the same one.
+    let watched = unsafe { AsyncFd::register_with_interest(poll, tokio::io::Interest::READABLE) };
+    watched.map_err(io::Error::from)
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Draining {
+    No,
+    /// Clients were told to leave.
+    Leaving {
+        since: u64,
+    },
+    /// Close frames are out.
+    Closing,
+    Done,
+}
+
+enum Woken {
+    Other,
+    Inbox(Option<Vec<FromShard>>),
+    Control(Option<Control>),
+}

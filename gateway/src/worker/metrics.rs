@@ -1,0 +1,87 @@
+//! What a worker tells of itself. The core counts in plain numbers; once a second the differences go to the recorder.
+
+use banyan_gateway_core::Worker as Core;
+use banyan_gateway_core::worker::Counters;
+use metrics::{Counter, Gauge, counter, gauge};
+
+type Read = fn(&Counters) -> u64;
+
+#[derive(Debug)]
+pub(super) struct Published {
+    last: Counters,
+    counters: Vec<(Counter, Read)>,
+    connections: Gauge,
+    greetings: Gauge,
+    rooms: Gauge,
+    ring_bytes: Gauge,
+}
+
+/// Counters that are a plain name, and those of one name that differ by a label.
+const PLAIN: &[(&str, Read)] = &[
+    ("banyan_gateway_commands_total", |c| c.commands),
+    ("banyan_gateway_events_applied_total", |c| c.events_applied),
+    ("banyan_gateway_deliveries_total", |c| c.deliveries),
+    ("banyan_gateway_send_calls_total", |c| c.send_calls),
+    ("banyan_gateway_sent_bytes_total", |c| c.bytes_sent),
+    ("banyan_gateway_fell_to_log_total", |c| c.fell_to_log),
+    ("banyan_gateway_gaps_announced_total", |c| c.gaps_announced),
+    ("banyan_gateway_gaps_repaired_total", |c| c.gaps_repaired),
+    ("banyan_gateway_pulls_total", |c| c.pulls),
+    ("banyan_gateway_auth_failures_total", |c| c.auth_failures),
+    ("banyan_gateway_pushes_skipped_total", |c| c.pushes_skipped),
+];
+const LIMITS: &[(&str, Read)] = &[("in_flight", |c| c.in_flight_refused), ("sends", |c| c.rate_limited)];
+const CLOSES: &[(&str, Read)] = &[
+    ("slow", |c| c.closed_slow),
+    ("no_pong", |c| c.closed_no_pong),
+    ("no_auth", |c| c.closed_no_auth),
+    ("bad_frame", |c| c.closed_bad_frame),
+    ("other", |c| c.closed_other),
+];
+
+impl Published {
+    pub(super) fn new(worker: usize) -> Self {
+        let worker = worker.to_string();
+        let mut counters: Vec<(Counter, Read)> =
+            PLAIN.iter().map(|(name, read)| (counter!(*name, "worker" => worker.clone()), *read)).collect();
+        counters.extend(LIMITS.iter().map(|(limit, read)| {
+            (
+                counter!("banyan_gateway_limit_hits_total", "worker" => worker.clone(), "limit" => *limit),
+                *read,
+            )
+        }));
+        counters.extend(CLOSES.iter().map(|(reason, read)| {
+            (counter!("banyan_gateway_closed_total", "worker" => worker.clone(), "reason" => *reason), *read)
+        }));
+        Self {
+            last: Counters::default(),
+            counters,
+            connections: gauge!("banyan_gateway_connections", "worker" => worker.clone()),
+            greetings: gauge!("banyan_gateway_greetings", "worker" => worker.clone()),
+            rooms: gauge!("banyan_gateway_rooms", "worker" => worker.clone()),
+            ring_bytes: gauge!("banyan_gateway_ring_bytes", "worker" => worker),
+        }
+    }
+
+    pub(super) fn publish(&mut self, core: &Core, greetings: usize) {
+        let counters = *core.counters();
+        for (counter, read) in &self.counters {
+            let more = read(&counters) - read(&self.last);
+            if more > 0 {
+                counter.increment(more);
+            }
+        }
+        self.last = counters;
+        let (connections, rooms, ring_bytes) = core.sizes();
+        self.connections.set(connections as f64);
+        self.greetings.set(greetings as f64);
+        self.rooms.set(rooms as f64);
+        self.ring_bytes.set(ring_bytes as f64);
+    }
+
+    /// A connection was answered with this status instead of an upgrade.
+    #[expect(clippy::unused_self, reason = "kept beside the other metrics of the worker")]
+    pub(super) fn refused(&self, status: u16) {
+        counter!("banyan_gateway_refused_total", "status" => status.to_string()).increment(1);
+    }
+}

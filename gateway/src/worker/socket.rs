@@ -1,0 +1,117 @@
+//! One client socket, plain or TLS, as the worker reads and writes it; and all of them as the core's [`Wire`].
+//!
+//! Sends go straight to the kernel. Of a TLS connection they go through rustls, which holds at most
+//! [`TLS_BUFFER`] bytes that the kernel has not taken.
+
+use std::io::{self, Read, Write};
+use std::net::{IpAddr, Shutdown};
+
+use banyan_gateway_core::worker::{Sent, Wire};
+use mio::net::TcpStream;
+use rustls::ServerConnection;
+
+/// Ciphertext that may wait in front of a full socket.
+pub(crate) const TLS_BUFFER: usize = 64 << 10;
+
+#[derive(Debug)]
+pub(crate) struct Socket {
+    pub(crate) stream: TcpStream,
+    pub(crate) tls: Option<Box<ServerConnection>>,
+    /// The client's true address, as it is counted.
+    pub(crate) address: IpAddr,
+    /// It has shown no token yet.
+    pub(crate) unauthenticated: bool,
+}
+
+impl Socket {
+    /// Reads what is there. `Ok(0)`: the peer has ended.
+    pub(crate) fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let Some(tls) = &mut self.tls else { return (&self.stream).read(buffer) };
+        loop {
+            match tls.reader().read(buffer) {
+                Ok(0) => return Ok(0),
+                Ok(read) => return Ok(read),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Err(error),
+            }
+            let ended = tls.read_tls(&mut self.stream)? == 0;
+            let state = tls.process_new_packets();
+            // Alerts and handshake answers go out whatever came of it.
+            flush_tls(tls, &mut self.stream)?;
+            let state = state.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+            if ended && state.plaintext_bytes_to_read() == 0 {
+                return Ok(0);
+            }
+        }
+    }
+
+    pub(crate) fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let Some(tls) = &mut self.tls else { return (&self.stream).write(bytes) };
+        let taken = tls.writer().write(bytes)?;
+        flush_tls(tls, &mut self.stream)?;
+        if taken == 0 && !bytes.is_empty() { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(taken) }
+    }
+
+    /// The kernel takes bytes again: what TLS holds goes first. True when the core may go on.
+    pub(crate) fn writable(&mut self) -> io::Result<bool> {
+        let Some(tls) = &mut self.tls else { return Ok(true) };
+        flush_tls(tls, &mut self.stream)?;
+        Ok(!tls.wants_write())
+    }
+
+    /// Ends the connection; what the kernel has is still sent.
+    pub(crate) fn end(&mut self) {
+        if let Some(tls) = &mut self.tls {
+            tls.send_close_notify();
+            drop(flush_tls(tls, &mut self.stream));
+        }
+        drop(self.stream.shutdown(Shutdown::Write));
+    }
+}
+
+fn flush_tls(tls: &mut ServerConnection, stream: &mut TcpStream) -> io::Result<()> {
+    while tls.wants_write() {
+        match tls.write_tls(stream) {
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// Every upgraded socket of the worker, by the index of its connection in the core.
+#[derive(Debug, Default)]
+pub(crate) struct Sockets(Vec<Option<Socket>>);
+
+impl Sockets {
+    pub(crate) fn put(&mut self, index: u32, socket: Socket) {
+        let index = index as usize;
+        if index >= self.0.len() {
+            self.0.resize_with(index + 1, || None);
+        }
+        self.0[index] = Some(socket);
+    }
+
+    pub(crate) fn get_mut(&mut self, index: u32) -> Option<&mut Socket> {
+        self.0.get_mut(index as usize)?.as_mut()
+    }
+
+    pub(crate) fn take(&mut self, index: u32) -> Option<Socket> {
+        self.0.get_mut(index as usize)?.take()
+    }
+}
+
+impl Wire for Sockets {
+    fn send(&mut self, connection: u32, bytes: &[u8]) -> Sent {
+        let Some(socket) = self.get_mut(connection) else { return Sent::Broken };
+        loop {
+            match socket.write(bytes) {
+                Ok(sent) => return Sent::Bytes(sent),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Sent::Full,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => return Sent::Broken,
+            }
+        }
+    }
+}
