@@ -1,0 +1,342 @@
+//! The command line: sub-commands, flags, and help that teaches.
+
+use std::ffi::OsString;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::{self, Flag};
+use crate::failure::{Exit, Failure};
+
+const HELP: &str = "\
+Examples:
+  banyan serve                              chat on http://127.0.0.1:8000, data in ./banyan-data
+  banyan serve --listen 0.0.0.0:8000        for everybody who can reach this machine
+  banyan genconfig > banyan.toml            every setting, explained
+  banyan checkconfig --config banyan.toml   what holds, and where it comes from
+
+Settings come from defaults, then --config FILE, then variables BANYAN_SECTION__KEY, then flags; the later wins.
+
+Exit codes:
+  0   done; for serve: stopped by a signal, drained
+  1   no: not ready (healthcheck), not valid (checktoken)
+  64  the command line or the configuration is wrong
+  69  something needed is not to be had, such as the port
+  70  a bug in banyan; please report what it printed
+  74  a file or the data directory cannot be used";
+
+/// Banyan: a chat server that is one binary.
+#[derive(Debug, Parser)]
+#[command(name = "banyan", version, after_long_help = HELP, disable_help_subcommand = true, subcommand_required = true, arg_required_else_help = true)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run the server until Ctrl-C or SIGTERM
+    ///
+    /// Runs the server. Nothing else is needed: without flags it serves on this machine and keeps its data in
+    /// ./banyan-data. Ctrl-C or SIGTERM drains it: clients are told to reconnect, what was accepted is finished.
+    #[command(after_long_help = SERVE_HELP)]
+    Serve(Settings),
+    /// Print the version
+    #[command(after_long_help = "Examples:\n  banyan version\n  banyan version --json | jq -r .version")]
+    Version {
+        /// As JSON: name, version, protocol, target, profile
+        #[arg(long)]
+        json: bool,
+    },
+    /// Make a token for a user, signed with this node's key
+    #[command(after_long_help = GENTOKEN_HELP)]
+    Gentoken(Gentoken),
+    /// Say whose a token is, until when, and whether this node's keys signed it
+    #[command(after_long_help = CHECKTOKEN_HELP)]
+    Checktoken(Checktoken),
+    /// Print the documented configuration: every setting with its default
+    #[command(
+        after_long_help = "Examples:\n  banyan genconfig > banyan.toml\n  banyan genconfig | grep -A4 '\\[tls\\]'"
+    )]
+    Genconfig,
+    /// Check a configuration and print what holds, with the origin of each value
+    ///
+    /// Checks a configuration exactly as serve would read it (file, variables, flags) and prints each value with its
+    /// origin. Opens nothing: not the port, not the data directory.
+    #[command(after_long_help = CHECKCONFIG_HELP)]
+    Checkconfig {
+        #[command(flatten)]
+        settings: Settings,
+        /// As JSON: {section: {key: {value, origin}}}
+        #[arg(long)]
+        json: bool,
+    },
+    /// Ask a running node on this machine whether it is ready
+    #[command(after_long_help = HEALTHCHECK_HELP)]
+    Healthcheck(Healthcheck),
+}
+
+const SERVE_HELP: &str = "\
+Examples:
+  banyan serve
+  banyan serve --listen 0.0.0.0:8000 --data-dir /var/lib/banyan --log-format json
+  banyan serve --config /etc/banyan.toml
+  BANYAN_LOG__LEVEL=debug banyan serve
+
+Every other setting: banyan genconfig
+
+Exit codes:
+  0   stopped by a signal, drained
+  64  the command line or the configuration is wrong
+  69  the port is taken or the address is not this machine's
+  70  a bug in banyan
+  74  the data directory cannot be used, or a newer release wrote it";
+
+const GENTOKEN_HELP: &str = "\
+The keys are those in the data directory, made on the server's first start.
+
+Examples:
+  banyan gentoken alice
+  banyan gentoken alice --name 'Alice A.' --lifetime 1h
+  banyan gentoken alice --json | jq -r .token
+
+Exit codes:
+  0   the token is on standard output
+  64  the command line or the configuration is wrong
+  74  the keys cannot be read";
+
+const CHECKTOKEN_HELP: &str = "\
+The token is read from standard input unless given; on the command line, others on this machine can see it.
+
+Examples:
+  banyan gentoken alice | banyan checktoken
+  banyan checktoken --json < token.txt
+
+Exit codes:
+  0   valid
+  1   not valid: the reason is on standard error
+  64  the command line or the configuration is wrong
+  74  the keys cannot be read";
+
+const CHECKCONFIG_HELP: &str = "\
+Examples:
+  banyan checkconfig
+  banyan checkconfig --config banyan.toml --listen 0.0.0.0:8000
+  banyan checkconfig --json | jq '.server.listen'
+
+Exit codes:
+  0   the configuration is good
+  64  it is not: each line on standard error is one thing to mend";
+
+const HEALTHCHECK_HELP: &str = "\
+Asks GET /readyz on the ops port and prints the answer. For container health checks, which have no curl.
+
+Examples:
+  banyan healthcheck
+  banyan healthcheck --ops-listen 127.0.0.1:9001 --timeout 1s
+
+Exit codes:
+  0   ready, or degraded but serving
+  1   not ready, or no answer
+  64  the command line or the configuration is wrong";
+
+/// Where the configuration comes from, and the flags over it.
+#[derive(Debug, Args, Default)]
+pub(crate) struct Settings {
+    /// Read settings from this TOML file; without it none is read
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// Where clients connect [default: 127.0.0.1:8000] (server.listen)
+    #[arg(long, value_name = "ADDRESS")]
+    listen: Option<OsString>,
+    /// Where operators look: health, metrics [default: 127.0.0.1:9000] (server.ops_listen)
+    #[arg(long, value_name = "ADDRESS")]
+    ops_listen: Option<OsString>,
+    /// Where everything that lasts is kept [default: ./banyan-data] (server.data_dir)
+    #[arg(long, value_name = "DIRECTORY")]
+    data_dir: Option<OsString>,
+    /// This node's name in logs and replies [default: node-1] (server.node_id)
+    #[arg(long, value_name = "NAME")]
+    node_id: Option<OsString>,
+    /// Whether anybody may make an account: on, off [default: on] (accounts.signup)
+    #[arg(long, value_name = "ON|OFF")]
+    signup: Option<OsString>,
+    /// PEM file with the certificate, to serve TLS (tls.cert)
+    #[arg(long, value_name = "FILE")]
+    tls_cert: Option<OsString>,
+    /// PEM file with its private key (tls.key)
+    #[arg(long, value_name = "FILE")]
+    tls_key: Option<OsString>,
+    /// How log lines look: auto, text, json [default: auto] (log.format)
+    #[arg(long, value_name = "FORMAT")]
+    log_format: Option<OsString>,
+}
+
+impl Settings {
+    /// The flags that were given, as settings: the one table from flags to keys.
+    pub(crate) fn flags(&self) -> Vec<Flag> {
+        [
+            ("--listen", "server", "listen", &self.listen),
+            ("--ops-listen", "server", "ops_listen", &self.ops_listen),
+            ("--data-dir", "server", "data_dir", &self.data_dir),
+            ("--node-id", "server", "node_id", &self.node_id),
+            ("--signup", "accounts", "signup", &self.signup),
+            ("--tls-cert", "tls", "cert", &self.tls_cert),
+            ("--tls-key", "tls", "key", &self.tls_key),
+            ("--log-format", "log", "format", &self.log_format),
+        ]
+        .into_iter()
+        .filter_map(|(name, section, key, value)| Some(Flag { name, section, key, value: value.clone()? }))
+        .collect()
+    }
+
+    /// The configuration, or everything that is wrong with it.
+    pub(crate) fn load(&self) -> Result<config::Loaded, Failure> {
+        config::load(self.config.as_deref(), std::env::vars_os(), &self.flags()).map_err(
+            |config::Problems(lines)| Failure {
+                exit: Exit::Usage,
+                lines,
+                hint: Some("`banyan genconfig` prints every setting with its default".to_owned()),
+            },
+        )
+    }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Gentoken {
+    /// The user's id: 1 to 128 printable ASCII characters without space, / \ or "
+    #[arg(value_name = "USER")]
+    pub(crate) user: String,
+    /// The name that others see [default: the one that the user has, else the id]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) name: Option<String>,
+    /// How long the token is good, such as 1h [default: accounts.token_lifetime]
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    pub(crate) lifetime: Option<Duration>,
+    /// As JSON: user, name, token, expires_at
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) keys: Keys,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Checktoken {
+    /// The token; without it or with "-" it is read from standard input
+    #[arg(value_name = "TOKEN")]
+    pub(crate) token: Option<String>,
+    /// As JSON: user, name, issued_at, expires_at, key
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) keys: Keys,
+}
+
+/// Where the keys are.
+#[derive(Debug, Args)]
+pub(crate) struct Keys {
+    /// Read settings from this TOML file
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// The server's data directory [default: ./banyan-data] (server.data_dir)
+    #[arg(long, value_name = "DIRECTORY")]
+    data_dir: Option<OsString>,
+}
+
+impl Keys {
+    pub(crate) fn load(&self) -> Result<config::Loaded, Failure> {
+        Settings { config: self.config.clone(), data_dir: self.data_dir.clone(), ..Settings::default() }
+            .load()
+    }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Healthcheck {
+    /// Read settings from this TOML file
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// The node's ops address [default: 127.0.0.1:9000] (server.ops_listen)
+    #[arg(long, value_name = "ADDRESS")]
+    ops_listen: Option<OsString>,
+    /// How long to wait for the answer
+    #[arg(long, value_name = "DURATION", default_value = "3s", value_parser = duration)]
+    pub(crate) timeout: Duration,
+}
+
+impl Healthcheck {
+    pub(crate) fn address(&self) -> Result<SocketAddr, Failure> {
+        let settings = Settings {
+            config: self.config.clone(),
+            ops_listen: self.ops_listen.clone(),
+            ..Settings::default()
+        };
+        Ok(settings.load()?.config.server.ops_listen)
+    }
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    let positive = config::parse_duration(text).filter(|duration| !duration.is_zero());
+    positive.ok_or_else(|| "must be a duration such as \"30s\" or \"1h30m\"".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_definition_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    /// The defaults in the help text are written by hand: this keeps them true.
+    #[test]
+    fn help_names_the_true_defaults() {
+        let loaded = config::load(None, [], &[]).expect("defaults are good");
+        let values = config::json(&loaded);
+        let command = Cli::command();
+        let serve = command.find_subcommand("serve").expect("serve is a command");
+        let mut seen = 0;
+        for argument in serve.get_arguments() {
+            let help = argument.get_help().map(ToString::to_string).unwrap_or_default();
+            let Some((_, key)) = help.trim_end_matches(')').rsplit_once('(') else { continue };
+            let Some((section, key)) = key.split_once('.') else { continue };
+            let value = &values[section][key]["value"];
+            assert!(value.is_string(), "{help} names a key");
+            if value != "" {
+                let default = format!("[default: {}]", value.as_str().unwrap_or_default());
+                assert!(help.contains(&default), "{help} should say {default}");
+            }
+            seen += 1;
+        }
+        assert_eq!(seen, 8, "every flag but --config names its key");
+    }
+
+    #[test]
+    fn every_flag_sets_its_key() {
+        let cli = Cli::try_parse_from([
+            "banyan",
+            "serve",
+            "--listen=1.2.3.4:1",
+            "--ops-listen=1.2.3.4:2",
+            "--data-dir=d",
+            "--node-id=n",
+            "--signup=off",
+            "--tls-cert=c",
+            "--tls-key=k",
+            "--log-format=text",
+        ]);
+        let Ok(Cli { command: Command::Serve(settings) }) = cli else { panic!("parses") };
+        let config = config::load(None, [], &settings.flags()).expect("good").config;
+        assert_eq!(config.server.listen.to_string(), "1.2.3.4:1");
+        assert_eq!(config.server.ops_listen.to_string(), "1.2.3.4:2");
+        assert_eq!(config.server.data_dir, PathBuf::from("d"));
+        assert_eq!(config.server.node_id, "n");
+        assert!(!config.accounts.signup);
+        assert_eq!((config.tls.cert, config.tls.key), (Some(PathBuf::from("c")), Some(PathBuf::from("k"))));
+        assert_eq!(config.log.format, config::Format::Text);
+    }
+}

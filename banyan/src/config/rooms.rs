@@ -1,0 +1,21 @@
+//! `[rooms]`: how many rooms, how large, how long open.
+
+use std::time::Duration;
+
+use super::kind::{Count, Time};
+use super::section::section;
+
+section! {
+    /// Rooms: how large, how many, how long they stay open in memory.
+    "rooms" struct Rooms {
+        /// Most members of one room; who would be one more gets "limit exceeded" (106).
+        max_members: u32 = 100_000, Count(2, 10_000_000);
+        /// Most rooms of one user; the next create, join or add is refused (106).
+        max_rooms_per_user: u32 = 2_000, Count(1, 100_000);
+        /// Rooms held open in memory at once; beyond it the one that was idle longest is closed. Nothing is lost by that:
+        /// a closed room opens again at its next use.
+        open_rooms: u32 = 200_000, Count(16, 10_000_000);
+        /// A room that nobody used for so long is closed in memory.
+        idle_close: Duration = Duration::from_secs(600), Time(Duration::from_secs(1), Duration::from_secs(86_400));
+    }
+}

@@ -1,0 +1,79 @@
+//! Whether this node wants traffic, for balancers and people.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// What the node says of itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum State {
+    /// Not yet serving.
+    Starting,
+    Ready,
+    /// Serving, but something is amiss that a person should look at.
+    #[cfg_attr(
+        not(test),
+        expect(dead_code, reason = "said by the store once it is part of the node: disk full")
+    )]
+    Degraded {
+        why: String,
+    },
+    /// Stopping; for ever.
+    Draining,
+}
+
+impl State {
+    /// Whether a balancer should send clients here.
+    pub(crate) fn serves(&self) -> bool {
+        matches!(self, Self::Ready | Self::Degraded { .. })
+    }
+
+    pub(crate) fn word(&self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Ready => "ready",
+            Self::Degraded { .. } => "degraded",
+            Self::Draining => "draining",
+        }
+    }
+}
+
+/// Handle to the node's one state; copies share it. Changes rarely and is read by probes only, so a lock suits it.
+#[derive(Debug, Clone)]
+pub(crate) struct Readiness(Arc<Mutex<State>>);
+
+impl Readiness {
+    pub(crate) fn starting() -> Self {
+        Self(Arc::new(Mutex::new(State::Starting)))
+    }
+
+    pub(crate) fn get(&self) -> State {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Changes the state, except that a draining node stays draining.
+    pub(crate) fn set(&self, state: State) {
+        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if *held == State::Draining || *held == state {
+            return;
+        }
+        tracing::info!(from = held.word(), to = state.word(), "readiness changed");
+        *held = state;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn draining_is_final() {
+        let readiness = Readiness::starting();
+        assert!(!readiness.get().serves());
+        readiness.set(State::Ready);
+        assert!(readiness.get().serves());
+        readiness.set(State::Degraded { why: "disk full".to_owned() });
+        assert!(readiness.get().serves());
+        readiness.set(State::Draining);
+        readiness.set(State::Ready);
+        assert_eq!(readiness.get(), State::Draining);
+    }
+}

@@ -1,0 +1,443 @@
+//! The command as people and machines call it: the built binary, its exit codes, what it prints.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::Path;
+use std::process::{Child, ChildStdout, Command, Output, Stdio};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// The binary in an empty directory, without the variables of whoever runs the tests.
+fn banyan(directory: &Path, arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_banyan"));
+    command.args(arguments).current_dir(directory).env_clear().stdin(Stdio::null());
+    command
+}
+
+fn run(directory: &Path, arguments: &[&str]) -> Output {
+    banyan(directory, arguments).output().expect("the binary runs")
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).expect("prints UTF-8")
+}
+
+/// Runs and expects this exit code and exactly these lines on standard error, `D` standing for the directory.
+#[track_caller]
+fn check(command: &mut Command, directory: &Path, code: i32, want: &[&str]) -> String {
+    let output = command.output().expect("the binary runs");
+    let err = text(&output.stderr).replace(&directory.display().to_string(), "D");
+    assert_eq!((output.status.code(), err.lines().collect::<Vec<_>>()), (Some(code), want.to_vec()));
+    text(&output.stdout)
+}
+
+/// A running server, killed at the end of the test if the test has not ended it.
+struct Server {
+    child: Child,
+    out: BufReader<ChildStdout>,
+    /// The line that says that it is ready.
+    ready: Value,
+}
+
+impl Server {
+    /// Starts on ports that the system chooses.
+    fn start(directory: &Path, more: &[&str]) -> Self {
+        let mut arguments = vec!["serve", "--listen=127.0.0.1:0", "--ops-listen=127.0.0.1:0"];
+        arguments.extend(more);
+        let mut child =
+            banyan(directory, &arguments).stdout(Stdio::piped()).spawn().expect("the binary runs");
+        let mut out = BufReader::new(child.stdout.take().expect("piped"));
+        let ready = loop {
+            let mut line = String::new();
+            assert_ne!(out.read_line(&mut line).expect("readable"), 0, "ended before it was ready");
+            let line: Value =
+                serde_json::from_str(&line).unwrap_or_else(|error| panic!("{line:?} is no JSON: {error}"));
+            if line["message"] == "ready" {
+                break line;
+            }
+        };
+        Self { child, out, ready }
+    }
+
+    fn ops_address(&self) -> String {
+        let url = self.ready["ops"].as_str().expect("text");
+        url.trim_start_matches("http://").trim_end_matches('/').to_owned()
+    }
+
+    fn signal(&self, name: &str) {
+        let sent = Command::new("kill")
+            .args([format!("-{name}"), self.child.id().to_string()])
+            .status()
+            .expect("kill runs");
+        assert!(sent.success());
+    }
+
+    /// Waits for the end; its exit code and the rest of its log.
+    fn ended(mut self) -> (Option<i32>, String) {
+        let mut rest = String::new();
+        self.out.read_to_string(&mut rest).expect("readable");
+        (self.child.wait().expect("waits").code(), rest)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.child.kill().ok();
+        self.child.wait().ok();
+    }
+}
+
+fn directory() -> TempDir {
+    tempfile::tempdir().expect("a temporary directory")
+}
+
+#[test]
+fn serves_and_stops_on_each_signal() {
+    for signal in ["INT", "TERM"] {
+        let directory = directory();
+        let server = Server::start(directory.path(), &["--node-id=n7"]);
+        assert_eq!(server.ready["node"], "n7");
+        assert!(
+            server.ready["url"].as_str().is_some_and(|url| url.starts_with("http://127.0.0.1:")),
+            "{}",
+            server.ready
+        );
+        let healthy = run(directory.path(), &["healthcheck", "--ops-listen", &server.ops_address()]);
+        assert_eq!(
+            (healthy.status.code(), text(&healthy.stdout).as_str()),
+            (Some(0), "{\"status\":\"ready\"}\n")
+        );
+        server.signal(signal);
+        let (code, log) = server.ended();
+        assert_eq!(code, Some(0), "{log}");
+        assert!(log.contains(&format!("\"signal\":\"SIG{signal}\"")) && log.contains("\"stopped\""), "{log}");
+    }
+}
+
+#[test]
+fn makes_its_data_directory() {
+    let directory = directory();
+    let server = Server::start(directory.path(), &[]);
+    assert!(directory.path().join("banyan-data").is_dir());
+    server.signal("TERM");
+    assert_eq!(server.ended().0, Some(0));
+}
+
+#[test]
+fn metrics_of_the_process() {
+    let directory = directory();
+    let server = Server::start(directory.path(), &[]);
+    let mut stream = TcpStream::connect(server.ops_address()).expect("connects");
+    stream.write_all(b"GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n").expect("takes the request");
+    let mut page = String::new();
+    stream.read_to_string(&mut page).expect("answers");
+    let rss = page.lines().find_map(|line| line.strip_prefix("process_resident_memory_bytes "));
+    let rss: f64 = rss.and_then(|value| value.parse().ok()).unwrap_or_default();
+    assert!((1e6..1e9).contains(&rss), "{page}");
+    server.signal("TERM");
+    assert_eq!(server.ended().0, Some(0));
+}
+
+#[test]
+fn a_busy_port_is_69() {
+    let directory = directory();
+    let other = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let busy = other.local_addr().expect("an address").to_string();
+    for (flag, free) in [("--listen", "--ops-listen"), ("--ops-listen", "--listen")] {
+        let error = format!("error: cannot listen on {busy}: address already in use");
+        let hint =
+            format!("hint: another process has this port: stop it, or choose another with {flag} ADDRESS");
+        let mut command = banyan(directory.path(), &["serve", flag, &busy, free, "127.0.0.1:0"]);
+        let log = check(&mut command, directory.path(), 69, &[&error, &hint]);
+        let last: Value =
+            serde_json::from_str(log.lines().last().unwrap_or_default()).expect("the log says why, too");
+        assert_eq!((&last["level"], &last["exit_code"]), (&Value::from("ERROR"), &Value::from(69)), "{log}");
+    }
+    let mut command =
+        banyan(directory.path(), &["serve", "--listen", "192.0.2.1:1", "--ops-listen", "127.0.0.1:0"]);
+    let error = "error: cannot listen on 192.0.2.1:1: cannot assign requested address";
+    check(
+        &mut command,
+        directory.path(),
+        69,
+        &[error, "hint: this machine has no such address: choose one of its own with --listen ADDRESS"],
+    );
+}
+
+#[test]
+fn a_data_directory_that_is_none_is_74() {
+    let directory = directory();
+    fs::write(directory.path().join("file"), "").expect("writes");
+    let hint =
+        "hint: choose one that this user may read and write with --data-dir DIRECTORY (server.data_dir)";
+    let serve = |path: &str| {
+        banyan(
+            directory.path(),
+            &["serve", "--listen=127.0.0.1:0", "--ops-listen=127.0.0.1:0", "--data-dir", path],
+        )
+    };
+    let error = "error: cannot make the data directory file: file exists";
+    check(&mut serve("file"), directory.path(), 74, &[error, hint]);
+    check(
+        &mut serve("file/x"),
+        directory.path(),
+        74,
+        &["error: cannot make the data directory file/x: not a directory", hint],
+    );
+    let error = "error: cannot make the data directory /proc/self/x: no such file or directory";
+    check(&mut serve("/proc/self/x"), directory.path(), 74, &[error, hint]);
+}
+
+#[test]
+fn a_bad_configuration_is_64() {
+    let directory = directory();
+    let file = directory.path().join("b.toml");
+    fs::write(&file, "[server]\nlisten = \"0.0.0.0:8000\"\nnode_idd = \"x\"\n").expect("writes");
+    let hint = "hint: `banyan genconfig` prints every setting with its default";
+    for command in [
+        &["serve", "--config=b.toml"][..],
+        &["checkconfig", "--config=b.toml"],
+        &["healthcheck", "--config=b.toml"],
+    ] {
+        let want = ["error: b.toml:3: server.node_idd is no key; did you mean server.node_id?", hint];
+        check(&mut banyan(directory.path(), command), directory.path(), 64, &want);
+    }
+    let path = directory.path().join("none.toml").display().to_string();
+    let want = ["error: D/none.toml:1: cannot read the file: no such file or directory", hint];
+    check(&mut banyan(directory.path(), &["serve", "--config", &path]), directory.path(), 64, &want);
+    let want = ["error: BANYAN_SERVER__LISTN: is no setting; did you mean BANYAN_SERVER__LISTEN?", hint];
+    check(banyan(directory.path(), &["serve"]).env("BANYAN_SERVER__LISTN", "x"), directory.path(), 64, &want);
+    let want = ["error: --signup: \"no\" is not possible: must be \"on\" or \"off\"", hint];
+    check(&mut banyan(directory.path(), &["serve", "--signup=no"]), directory.path(), 64, &want);
+    assert!(
+        !directory.path().join("banyan-data").exists(),
+        "nothing is made by a server that does not start"
+    );
+}
+
+#[test]
+fn a_bad_command_line_is_64() {
+    let directory = directory();
+    // Flags of the cluster come with the cluster: until then they are as unknown as any.
+    for arguments in [
+        &["serve", "--roles=gateway"][..],
+        &["serve", "--etcd=x"],
+        &["serve", "--redis=x"],
+        &["serve", "--peer-listen=x"],
+        &["dance"],
+        &["gentoken"],
+        &["healthcheck", "--timeout=3"],
+        &[],
+    ] {
+        let output = run(directory.path(), arguments);
+        assert_eq!(output.status.code(), Some(64), "{arguments:?}");
+        assert!(output.stdout.is_empty() && !output.stderr.is_empty(), "{arguments:?}");
+    }
+    let err = text(&run(directory.path(), &["serve", "--lisen=x"]).stderr);
+    assert!(err.contains("'--listen'"), "{err}");
+}
+
+#[test]
+fn help_teaches() {
+    let directory = directory();
+    let help = |arguments: &[&str]| {
+        let output = run(directory.path(), arguments);
+        assert_eq!(output.status.code(), Some(0));
+        text(&output.stdout)
+    };
+    let top = help(&["--help"]);
+    for word in [
+        "serve",
+        "version",
+        "gentoken",
+        "checktoken",
+        "genconfig",
+        "checkconfig",
+        "healthcheck",
+        "Examples:",
+        "Exit codes:",
+        "64",
+        "69",
+        "70",
+        "74",
+        "BANYAN_SECTION__KEY",
+    ] {
+        assert!(top.contains(word), "{word} in\n{top}");
+    }
+    for (command, words) in [
+        (
+            "serve",
+            &[
+                "--config",
+                "--listen",
+                "--ops-listen",
+                "--data-dir",
+                "--node-id",
+                "--signup",
+                "--tls-cert",
+                "--tls-key",
+                "--log-format",
+                "Exit codes:",
+            ][..],
+        ),
+        ("version", &["--json"]),
+        ("gentoken", &["USER", "--name", "--lifetime", "--json", "--data-dir", "--config", "Exit codes:"]),
+        ("checktoken", &["TOKEN", "standard input", "--json", "--data-dir", "--config", "Exit codes:"]),
+        ("genconfig", &[]),
+        ("checkconfig", &["--config", "--json", "--listen", "Exit codes:"]),
+        ("healthcheck", &["--config", "--ops-listen", "--timeout", "Exit codes:"]),
+    ] {
+        let page = help(&[command, "--help"]);
+        assert!(page.contains("Examples:"), "{page}");
+        for word in words {
+            assert!(page.contains(word), "{word} in\n{page}");
+        }
+    }
+}
+
+#[test]
+fn version() {
+    let directory = directory();
+    let plain = run(directory.path(), &["version"]);
+    assert_eq!(text(&plain.stdout), format!("banyan {}\n", env!("CARGO_PKG_VERSION")));
+    let about: Value =
+        serde_json::from_slice(&run(directory.path(), &["version", "--json"]).stdout).expect("JSON");
+    assert_eq!(about["version"], env!("CARGO_PKG_VERSION"));
+    assert_eq!(about["protocol"], "banyan.v1");
+}
+
+#[test]
+fn genconfig_makes_a_file_that_changes_nothing() {
+    let directory = directory();
+    let example = run(directory.path(), &["genconfig"]);
+    assert_eq!(example.status.code(), Some(0));
+    fs::write(directory.path().join("b.toml"), &example.stdout).expect("writes");
+    let values = |arguments: &[&str]| {
+        let printed: Value = serde_json::from_slice(&run(directory.path(), arguments).stdout).expect("JSON");
+        let values = |section: &Value| -> Vec<Value> {
+            section.as_object().expect("section").values().map(|key| key["value"].clone()).collect()
+        };
+        printed.as_object().expect("sections").values().map(values).collect::<Vec<_>>()
+    };
+    let with_file = values(&["checkconfig", "--json", "--config=b.toml"]);
+    assert_eq!(with_file, values(&["checkconfig", "--json"]));
+    assert!(with_file.iter().map(Vec::len).sum::<usize>() > 30);
+}
+
+#[test]
+fn checkconfig_tells_origins() {
+    let directory = directory();
+    fs::write(directory.path().join("b.toml"), "[server]\nlisten = \"1.1.1.1:1\"\n").expect("writes");
+    let mut command = banyan(directory.path(), &["checkconfig", "--config=b.toml", "--node-id=n7"]);
+    let printed = check(command.env("BANYAN_LOG__LEVEL", "warn"), directory.path(), 0, &[]);
+    let line =
+        |start: &str| printed.lines().find(|line| line.starts_with(start)).unwrap_or_default().to_owned();
+    for (start, end) in [
+        ("listen = \"1.1.1.1:1\"", "# b.toml:2"),
+        ("node_id = \"n7\"", "# --node-id"),
+        ("level = \"warn\"", "# BANYAN_LOG__LEVEL"),
+        ("ops_listen = \"127.0.0.1:9000\"", "# default"),
+    ] {
+        assert!(line(start).ends_with(end), "{start} … {end} in\n{printed}");
+    }
+}
+
+#[test]
+fn healthcheck_without_a_node_is_1() {
+    let directory = directory();
+    let free = TcpListener::bind("127.0.0.1:0")
+        .and_then(|listener| listener.local_addr())
+        .expect("a port")
+        .to_string();
+    let error = format!("error: cannot ask http://{free}/readyz: connection refused");
+    let mut command = banyan(directory.path(), &["healthcheck", "--ops-listen", &free]);
+    check(
+        &mut command,
+        directory.path(),
+        1,
+        &[&error, "hint: is the node running, and is this its ops address (--ops-listen)?"],
+    );
+}
+
+#[test]
+fn a_reader_that_leaves_is_no_failure() {
+    let directory = directory();
+    let mut child = banyan(directory.path(), &["genconfig"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("runs");
+    drop(child.stdout.take());
+    let output = child.wait_with_output().expect("ends");
+    assert_eq!((output.status.code(), text(&output.stderr).as_str()), (Some(0), ""));
+}
+
+/// What is printed on a terminal, by way of `script`, which gives the binary one.
+fn on_a_terminal(directory: &Path, variables: &[(&str, &str)]) -> String {
+    let command =
+        format!("exec {} serve --listen=127.0.0.1:0 --ops-listen=127.0.0.1:0", env!("CARGO_BIN_EXE_banyan"));
+    let mut script = Command::new("script");
+    script.args(["--quiet", "--return", "--flush", "--command", &command, "/dev/null"]);
+    script
+        .current_dir(directory)
+        .env_clear()
+        .env("PATH", "/usr/bin:/bin")
+        .env("TERM", "xterm")
+        .envs(variables.iter().copied());
+    let mut child = script
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("`script` (util-linux, apt install bsdutils) runs");
+    let mut out = BufReader::new(child.stdout.take().expect("piped"));
+    let mut printed = String::new();
+    while !printed.contains("Ctrl-C stops it.") {
+        assert_ne!(out.read_line(&mut printed).expect("readable"), 0, "ended before it was ready: {printed}");
+    }
+    // Ctrl-C as a terminal sends it.
+    child.stdin.take().expect("piped").write_all(b"\x03").expect("takes Ctrl-C");
+    out.read_to_string(&mut printed).expect("readable");
+    assert!(child.wait().expect("ends").success(), "{printed}");
+    printed
+}
+
+#[test]
+fn a_terminal_gets_lines_for_people() {
+    let directory = directory();
+    let printed = on_a_terminal(directory.path(), &[]);
+    assert!(
+        printed.contains("Banyan is ready.") && printed.contains("Chat       http://127.0.0.1:"),
+        "{printed}"
+    );
+    assert!(
+        printed.contains("\u{1b}[") && printed.contains("stopped") && !printed.contains("{\""),
+        "{printed}"
+    );
+}
+
+#[test]
+fn no_color_is_respected() {
+    let directory = directory();
+    let printed = on_a_terminal(directory.path(), &[("NO_COLOR", "1")]);
+    assert!(printed.contains("stopped") && !printed.contains('\u{1b}'), "{printed:?}");
+    let err =
+        banyan(directory.path(), &["serve", "--nope"]).env("NO_COLOR", "1").output().expect("runs").stderr;
+    assert!(!text(&err).contains('\u{1b}'));
+}
+
+#[test]
+fn the_level_of_the_log_is_a_setting() {
+    let directory = directory();
+    let other = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let busy = other.local_addr().expect("an address").to_string();
+    for (level, told) in
+        [("off", false), ("error", true), ("warn,banyan=off", false), ("off,banyan::serve=error", true)]
+    {
+        let mut serve = banyan(directory.path(), &["serve", "--listen", &busy, "--ops-listen=127.0.0.1:0"]);
+        let output = serve.env("BANYAN_LOG__LEVEL", level).output().expect("runs");
+        assert_eq!(output.status.code(), Some(69));
+        assert_eq!(text(&output.stdout).contains("\"level\":\"ERROR\""), told, "{level}");
+    }
+}
