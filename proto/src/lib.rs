@@ -4,6 +4,7 @@
 //! Owns: `banyan/v1/client.proto` and the types made from it. Does not: check what a field means (lengths,
 //! permissions): that is the gateway's and the room's part.
 
+pub mod direct;
 pub mod id;
 
 pub mod codes;
