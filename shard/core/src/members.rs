@@ -5,7 +5,7 @@ use std::ops::Bound;
 
 use banyan_proto::id::{Seq, UserId};
 use banyan_proto::v1::Role;
-use banyan_storage::room_log::{MemberRow, Marks};
+use banyan_storage::room_log::{Marks, MemberRow};
 
 use crate::permission::Standing;
 
@@ -80,7 +80,10 @@ impl Members {
     /// Who is a member now, above `after`.
     pub fn present(&self, after: Option<&UserId>) -> impl Iterator<Item = &Member> {
         let from = after.map_or(Bound::Unbounded, Bound::Excluded);
-        self.0.range::<UserId, _>((from, Bound::Unbounded)).map(|(_, member)| member).filter(|member| member.row.role != 0)
+        self.0
+            .range::<UserId, _>((from, Bound::Unbounded))
+            .map(|(_, member)| member)
+            .filter(|member| member.row.role != 0)
     }
 }
 
@@ -110,6 +113,8 @@ impl View {
     }
 
     pub fn sees(&self, seq: Seq) -> bool {
-        seq > self.floor && seq <= self.upper && !self.out.iter().any(|(from, to)| (*from..=*to).contains(&seq))
+        seq > self.floor
+            && seq <= self.upper
+            && !self.out.iter().any(|(from, to)| (*from..=*to).contains(&seq))
     }
 }

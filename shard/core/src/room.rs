@@ -45,17 +45,28 @@ pub struct Now {
 /// What can happen to a room. Closed on purpose: a reader sees every cause in one place.
 #[derive(Debug, Clone)]
 pub enum Input {
-    Call { link: LinkId, call: Box<RoomCall> },
+    Call {
+        link: LinkId,
+        call: Box<RoomCall>,
+    },
     Pull(PullRequest),
     /// No cursor of the link stands in the room any more, or the link is gone.
-    Uninterest { link: LinkId },
+    Uninterest {
+        link: LinkId,
+    },
     /// Answers [`Action::Load`]. `None`: nothing was ever stored for the room.
     Loaded(Option<Box<LoadedRoom>>),
     LoadFailed,
     /// Answers [`Action::Append`].
-    Stored { ticket: u32, outcome: Outcome },
+    Stored {
+        ticket: u32,
+        outcome: Outcome,
+    },
     /// Answers [`Action::Read`]. `None`: the store could not read.
-    ReadDone { ticket: u32, rows: Option<(Vec<Row>, bool)> },
+    ReadDone {
+        ticket: u32,
+        rows: Option<(Vec<Row>, bool)>,
+    },
     /// All inputs of this turn are in: what waits may be put into a batch. Comes after every other input.
     Flush,
     /// A deadline has passed.
@@ -68,17 +79,44 @@ pub enum Input {
 #[derive(Debug, Clone, PartialEq)]
 pub enum Action {
     Load,
-    Append { ticket: u32, rows: Vec<Row>, derived: Option<Box<Derived>> },
-    Read { ticket: u32, range: Range, limit: ReadLimit },
+    Append {
+        ticket: u32,
+        rows: Vec<Row>,
+        derived: Option<Box<Derived>>,
+    },
+    Read {
+        ticket: u32,
+        range: Range,
+        limit: ReadLimit,
+    },
     PutMarks(Vec<(UserId, Marks)>),
-    Answer { link: LinkId, ticket: Ticket, answer: Answer },
-    Events { link: LinkId, events: Arc<[Arc<LoggedEvent>]> },
-    Marks { link: LinkId, marks: Arc<[v1::UserMarks]> },
-    Page { link: LinkId, ticket: Ticket, page: Result<Page, v1::Error> },
+    Answer {
+        link: LinkId,
+        ticket: Ticket,
+        answer: Answer,
+    },
+    Events {
+        link: LinkId,
+        events: Arc<[Arc<LoggedEvent>]>,
+    },
+    Marks {
+        link: LinkId,
+        marks: Arc<[v1::UserMarks]>,
+    },
+    Page {
+        link: LinkId,
+        ticket: Ticket,
+        page: Result<Page, v1::Error>,
+    },
     /// To every connection of the user.
-    NotifyUser { user: UserId, push: Arc<v1::server_frame::Body> },
+    NotifyUser {
+        user: UserId,
+        push: Arc<v1::server_frame::Body>,
+    },
     /// The store gave back what cannot have been written: a person must look.
-    Damaged { after: Seq },
+    Damaged {
+        after: Seq,
+    },
 }
 
 /// [`banyan_proto::link::ToShard::Pull`] and the link that it came by.
@@ -168,10 +206,24 @@ struct Op {
 /// What a read of the log is for.
 #[derive(Debug, Clone)]
 enum ReadFor {
-    History { link: LinkId, ticket: Ticket, upper: Seq, run: Run },
-    Pull { pull: PullRequest, through: Seq },
+    History {
+        link: LinkId,
+        ticket: Ticket,
+        upper: Seq,
+        run: Run,
+    },
+    Pull {
+        pull: PullRequest,
+        through: Seq,
+    },
     /// The count of messages at a seq, for who marked it or left at it.
-    Count { link: LinkId, ticket: Ticket, user: UserId, at: Seq, then: ThenCount },
+    Count {
+        link: LinkId,
+        ticket: Ticket,
+        user: UserId,
+        at: Seq,
+        then: ThenCount,
+    },
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -286,7 +338,12 @@ impl Room {
     /// For a link that dropped something.
     pub fn beacon(&self) -> Option<Beacon> {
         let state = self.state.as_deref()?;
-        Some(Beacon { epoch: self.epoch, head: state.head, n: state.n, last_membership: state.last_membership })
+        Some(Beacon {
+            epoch: self.epoch,
+            head: state.head,
+            n: state.n,
+            last_membership: state.last_membership,
+        })
     }
 
     /// Whatever an owner says waits until it knows that it still was the owner after what it says became durable and
@@ -314,7 +371,10 @@ impl Room {
                 if let Some(said) = self.known(&op.call.caller.user, send) {
                     return self.say(link, op.call.ticket, &op.call.caller.user, said, self.barrier(), out);
                 }
-            } else if op.is_read() && !self.changes_are_pending() && !self.enters_lazily(&op.call.caller.user, &op) {
+            } else if op.is_read()
+                && !self.changes_are_pending()
+                && !self.enters_lazily(&op.call.caller.user, &op)
+            {
                 return self.answer_read(now, op, out);
             }
         }
@@ -549,10 +609,16 @@ impl Room {
         let Some(index) = self.reads.iter().position(|(read, _)| *read == ticket) else { return };
         let (_, read) = self.reads.swap_remove(index);
         match read {
-            ReadFor::History { link, ticket, upper, run } => self.history_read(link, ticket, upper, &run, rows, out),
+            ReadFor::History { link, ticket, upper, run } => {
+                self.history_read(link, ticket, upper, &run, rows, out)
+            }
             ReadFor::Pull { pull, through } => self.pull_read(pull, through, rows, out),
             ReadFor::Count { link, ticket, user, at, then } => {
-                let n = rows.as_ref().and_then(|(rows, _)| rows.first()).filter(|row| row.seq == at).map(|row| row.n);
+                let n = rows
+                    .as_ref()
+                    .and_then(|(rows, _)| rows.first())
+                    .filter(|row| row.seq == at)
+                    .map(|row| row.n);
                 let Some(n) = n else {
                     return refuse(link, ticket, Code::Unavailable.error("the log cannot be read now"), out);
                 };
@@ -597,7 +663,8 @@ impl Room {
             }
         }
         if self.parked.first().is_some_and(|op| op.arrived_ms <= late) {
-            let (expired, parked) = std::mem::take(&mut self.parked).into_iter().partition(|op| op.arrived_ms <= late);
+            let (expired, parked) =
+                std::mem::take(&mut self.parked).into_iter().partition(|op| op.arrived_ms <= late);
             self.parked = parked;
             let expired: Vec<Op> = expired;
             for op in expired {
@@ -692,7 +759,9 @@ impl Op {
                     + send.data.as_ref().map_or(0, |data| data.len())
                     + send.mentions.iter().map(|user| user.len() + 32).sum::<usize>()
             }
-            RoomCommand::Create { members, .. } | RoomCommand::Add { users: members } => 256 + members.len() * 320,
+            RoomCommand::Create { members, .. } | RoomCommand::Add { users: members } => {
+                256 + members.len() * 320
+            }
             _ => 256,
         };
         Self { link, call, arrived_ms: now.mono_ms, bytes, clear: Seq(0) }
@@ -776,4 +845,3 @@ fn created_reply(room: v1::Room, created: bool) -> v1::CreateRoomReply {
         created,
     }
 }
-

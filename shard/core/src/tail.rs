@@ -18,7 +18,10 @@ pub struct Tail {
 impl Tail {
     /// Adds the next event and drops the oldest above the bounds; the newest always stays.
     pub fn push(&mut self, event: Arc<LoggedEvent>, max_events: usize, max_bytes: usize) {
-        debug_assert!(self.events.back().is_none_or(|last| last.seq().next() == event.seq()), "a tail is dense");
+        debug_assert!(
+            self.events.back().is_none_or(|last| last.seq().next() == event.seq()),
+            "a tail is dense"
+        );
         self.bytes += event.encoded.len();
         self.events.push_back(event);
         while self.events.len() > 1 && (self.events.len() > max_events || self.bytes > max_bytes) {

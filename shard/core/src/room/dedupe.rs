@@ -195,8 +195,7 @@ pub(super) fn body_of_send(seed: u64, send: &v1::Send) -> u64 {
 pub(super) fn entry_of(seed: u64, event: &v1::Event) -> Option<(u128, Entry)> {
     let Some(v1::event::Kind::Message(message)) = &event.kind else { return None };
     let key = key_of(seed, &event.sender, event.client_msg_id.as_deref()?);
-    let body =
-        body_of(seed, &message.text, &message.content_type, message.reply_to, message.data.as_deref());
+    let body = body_of(seed, &message.text, &message.content_type, message.reply_to, message.data.as_deref());
     Some((key, Entry { seq: Seq(event.seq), at: UnixMs(event.at), body }))
 }
 

@@ -77,7 +77,8 @@ impl Draft {
     pub(super) fn has_room_for(&self, op: &Op, config: &Config) -> bool {
         let events = if op.is_structural() { op.events() } else { 1 };
         self.is_empty()
-            || (self.events.len() + events <= config.batch_events && self.bytes + op.bytes <= config.batch_bytes)
+            || (self.events.len() + events <= config.batch_events
+                && self.bytes + op.bytes <= config.batch_bytes)
     }
 
     pub(super) fn reply(&mut self, link: LinkId, ticket: Ticket, user: UserId, arrived_ms: u64, say: Say) {

@@ -120,7 +120,12 @@ impl Room {
             (None, Some(after)) => Run::up(&view, after, limit),
             (before, None) => Run::down(&view, before.unwrap_or(Seq(u64::MAX)), limit),
             (Some(_), Some(_)) => {
-                return refuse(link, ticket, Code::BadRequest.error("`before` and `after` exclude each other"), out);
+                return refuse(
+                    link,
+                    ticket,
+                    Code::BadRequest.error("`before` and `after` exclude each other"),
+                    out,
+                );
             }
         };
         let Some((low, high)) = run.seqs else {
@@ -270,8 +275,10 @@ impl Room {
     }
 
     fn page(&self, events: Vec<Arc<LoggedEvent>>, through: Seq) -> Page {
-        let (head, n, floor) =
-            self.state.as_deref().map_or_else(Default::default, |state| (state.head, state.n, state.row.floor));
+        let (head, n, floor) = self
+            .state
+            .as_deref()
+            .map_or_else(Default::default, |state| (state.head, state.n, state.row.floor));
         let more = events.last().is_some_and(|last| last.seq() < through);
         Page { events, head, n, floor, more }
     }
@@ -293,7 +300,10 @@ fn json_bytes(event: &v1::Event) -> usize {
     // Keys, numbers and punctuation of the largest kind.
     const AROUND: usize = 360;
     let escaped = |text: &str| {
-        text.bytes().map(|byte| if byte < 0x20 || byte == b'"' || byte == b'\\' { 6 } else { 1 }).sum::<usize>() + 2
+        text.bytes()
+            .map(|byte| if byte < 0x20 || byte == b'"' || byte == b'\\' { 6 } else { 1 })
+            .sum::<usize>()
+            + 2
     };
     let kind = match &event.kind {
         Some(Kind::Message(message)) => {
@@ -334,7 +344,10 @@ mod tests {
 
     fn check(run: &Run, gaps: &[(u64, u64)], seqs: Option<(u64, u64)>, more: bool) {
         let got: Vec<_> = run.gaps.iter().map(|gap| (gap.from, gap.to)).collect();
-        assert_eq!((got.as_slice(), run.seqs.map(|(low, high)| (low.0, high.0)), run.more), (gaps, seqs, more));
+        assert_eq!(
+            (got.as_slice(), run.seqs.map(|(low, high)| (low.0, high.0)), run.more),
+            (gaps, seqs, more)
+        );
     }
 
     #[test]
@@ -395,7 +408,11 @@ mod tests {
                 };
                 let thought = json_bytes(&event);
                 let logged = LoggedEvent::new(event, banyan_proto::id::Origin(0));
-                assert!(logged.json_push().len() <= thought, "{}", String::from_utf8_lossy(logged.json_push()));
+                assert!(
+                    logged.json_push().len() <= thought,
+                    "{}",
+                    String::from_utf8_lossy(logged.json_push())
+                );
             }
         }
     }

@@ -40,7 +40,14 @@ impl MarkTimes {
     }
 
     /// Raises a member's marks; true if they rose. `tell`: others want to know.
-    pub(super) fn lift(&mut self, now: Now, member: &mut Member, to: Marks, tell: bool, config: &Config) -> bool {
+    pub(super) fn lift(
+        &mut self,
+        now: Now,
+        member: &mut Member,
+        to: Marks,
+        tell: bool,
+        config: &Config,
+    ) -> bool {
         let lifted = member.marks.max(to);
         if lifted == member.marks {
             return false;
@@ -94,7 +101,8 @@ impl Room {
             (to.seen, to.seen_n) = (seen_to, n);
         }
         let _: Passed = self.barrier();
-        let Some(member) = self.state.as_deref_mut().and_then(|state| state.members.get_mut(user.as_str())) else {
+        let Some(member) = self.state.as_deref_mut().and_then(|state| state.members.get_mut(user.as_str()))
+        else {
             return;
         };
         self.marks.lift(now, member, to, true, &self.config);

@@ -54,19 +54,14 @@ impl Room {
             && match self.state.as_deref() {
                 None => !self.id.is_direct(),
                 Some(state) => {
-                    state.row.lazy && state.members.get(user.as_str()).is_none_or(|member| member.row.role == 0)
+                    state.row.lazy
+                        && state.members.get(user.as_str()).is_none_or(|member| member.row.role == 0)
                 }
             }
     }
 
     /// Tells the users' channels what a batch changed for them.
-    pub(super) fn notify(
-        &self,
-        notices: &[Notice],
-        changed: bool,
-        passed: Passed,
-        out: &mut Vec<Action>,
-    ) {
+    pub(super) fn notify(&self, notices: &[Notice], changed: bool, passed: Passed, out: &mut Vec<Action>) {
         let Some(state) = self.state.as_deref() else { return };
         let mut tell = |user: &UserId, body: Body| {
             out.push(Action::NotifyUser { user: user.clone(), push: Arc::new(body) });
@@ -201,7 +196,8 @@ impl<'a> Desk<'a> {
             return Err(self.too_many());
         }
         self.found(draft, creator, call.origin, kind, name, public, false);
-        let (founder, others) = if direct { (Role::Member, Role::Member) } else { (Role::Owner, entry_role(kind)) };
+        let (founder, others) =
+            if direct { (Role::Member, Role::Member) } else { (Role::Owner, entry_role(kind)) };
         let founded = draft.head;
         self.put(draft, creator, founder, founded);
         for person in members {
@@ -347,7 +343,13 @@ impl<'a> Desk<'a> {
         Ok(said)
     }
 
-    fn set_role(&self, draft: &mut Draft, call: &RoomCall, user: &UserId, to: Role) -> Result<Say, v1::Error> {
+    fn set_role(
+        &self,
+        draft: &mut Draft,
+        call: &RoomCall,
+        user: &UserId,
+        to: Role,
+    ) -> Result<Say, v1::Error> {
         let said = Say::Body(Body::SetRole(v1::Empty {}));
         if to == Role::None {
             return Err(Code::BadRequest.error("`role` must be reader, member, admin or owner"));
@@ -414,7 +416,11 @@ impl<'a> Desk<'a> {
         })
     }
 
-    fn check_room_for<'u>(&self, draft: &Draft, users: impl Iterator<Item = &'u str>) -> Result<(), v1::Error> {
+    fn check_room_for<'u>(
+        &self,
+        draft: &Draft,
+        users: impl Iterator<Item = &'u str>,
+    ) -> Result<(), v1::Error> {
         let (mut members, mut rows) = (0, 0);
         for user in users {
             members += 1;

@@ -43,8 +43,14 @@ impl Room {
             mentions,
             data,
         };
-        let seq =
-            draft.push(&self.id, now, &caller, origin, Some(client_msg_id), v1::event::Kind::Message(message));
+        let seq = draft.push(
+            &self.id,
+            now,
+            &caller,
+            origin,
+            Some(client_msg_id),
+            v1::event::Kind::Message(message),
+        );
         draft.keys.push((key, Entry { seq, at: draft.at, body }));
         let said = Say::Sent { seq, at: draft.at, duplicate: false };
         draft.reply(link, ticket, caller.user, arrived_ms, said);
