@@ -25,7 +25,11 @@ impl SlotCount {
     pub const DEFAULT: Self = Self(DEFAULT_SLOTS);
 
     pub const fn new(count: u32) -> Result<Self, Error> {
-        if count.is_power_of_two() && count <= SLOTS_MAX { Ok(Self(count)) } else { Err(Error::NotAPowerOfTwo(count)) }
+        if count.is_power_of_two() && count <= SLOTS_MAX {
+            Ok(Self(count))
+        } else {
+            Err(Error::NotAPowerOfTwo(count))
+        }
     }
 
     pub const fn get(self) -> u32 {

@@ -1,1 +1,43 @@
-//! See DESIGN.md.
+//! Owners of rooms: one worker per core, each the only writer of the rooms in its slots.
+//!
+//! Owns: the workers around the pure rooms of `banyan-shard-core`, and user channels. Gateways talk to it in the
+//! messages of `banyan_proto::link` alone. Does not: know connections, tokens or wires.
+
+mod handle;
+mod options;
+mod worker;
+
+mod clock;
+mod metrics;
+
+pub use handle::Handle;
+pub use options::Options;
+pub use worker::Worker;
+
+use std::sync::Arc;
+
+use banyan_proto::link::FromShard;
+use banyan_storage::RoomLog;
+use tokio::sync::mpsc;
+
+/// Makes the workers of one process and the way to them. `links[n]` leads to the link with number `n`; each worker is
+/// to be run once ([`Worker::run`]), on a runtime of its own or any other.
+pub fn build(
+    mut options: Options,
+    store: Arc<dyn RoomLog>,
+    links: Vec<mpsc::Sender<Vec<FromShard>>>,
+) -> (Handle, Vec<Worker>) {
+    options.room.hash_seed = clock::random();
+    let options = Arc::new(options);
+    let (senders, inboxes): (Vec<_>, Vec<_>) =
+        (0..options.workers.max(1)).map(|_| mpsc::channel(options.inbox_batches.max(1))).unzip();
+    let handle = Handle::new(senders, options.slots);
+    let workers = inboxes
+        .into_iter()
+        .enumerate()
+        .map(|(index, inbox)| {
+            Worker::new(index, Arc::clone(&options), handle.clone(), inbox, Arc::clone(&store), links.clone())
+        })
+        .collect();
+    (handle, workers)
+}

@@ -1,0 +1,163 @@
+//! Receipt marks: how far each member has got.
+//!
+//! Always holds (I11): marks never go back; seen <= delivered <= head. They are told and written at most once in
+//! `marks_every_ms`, and not durable when they are answered.
+
+use std::sync::Arc;
+
+use banyan_proto::codes::Code;
+use banyan_proto::id::{Seq, UserId};
+use banyan_proto::link::{Answer, LinkId, Ticket};
+use banyan_proto::v1;
+use banyan_proto::v1::server_frame::Body;
+use banyan_storage::room_log::Marks;
+
+use super::{Action, Now, Passed, Room, ThenCount, refusal, refuse};
+use crate::config::Config;
+use crate::members::{Member, View};
+use crate::permission::Act;
+
+/// Marks that wait to be written or told. Bound: the members of the room, each once.
+#[derive(Debug, Clone, Default)]
+pub(super) struct MarkTimes {
+    unwritten: Vec<UserId>,
+    write_at_ms: Option<u64>,
+    untold: Vec<UserId>,
+    tell_at_ms: Option<u64>,
+    told_ms: Option<u64>,
+}
+
+impl MarkTimes {
+    pub(super) fn next_deadline(&self) -> Option<u64> {
+        match (self.write_at_ms, self.tell_at_ms) {
+            (Some(write), Some(tell)) => Some(write.min(tell)),
+            (write, tell) => write.or(tell),
+        }
+    }
+
+    pub(super) fn write_is_due(&self, now: Now) -> bool {
+        self.write_at_ms.is_some_and(|at| at <= now.mono_ms)
+    }
+
+    /// Raises a member's marks; true if they rose. `tell`: others want to know.
+    pub(super) fn lift(
+        &mut self,
+        now: Now,
+        member: &mut Member,
+        to: Marks,
+        tell: bool,
+        config: &Config,
+    ) -> bool {
+        let lifted = member.marks.max(to);
+        if lifted == member.marks {
+            return false;
+        }
+        member.marks = lifted;
+        if !member.unwritten {
+            member.unwritten = true;
+            self.unwritten.push(member.row.user.clone());
+            self.write_at_ms.get_or_insert(now.mono_ms + config.marks_every_ms);
+        }
+        if tell && !member.untold {
+            member.untold = true;
+            self.untold.push(member.row.user.clone());
+            let next = self.told_ms.map_or(0, |told| told + config.marks_every_ms);
+            self.tell_at_ms.get_or_insert(next.max(now.mono_ms));
+        }
+        true
+    }
+}
+
+impl Room {
+    #[expect(clippy::too_many_arguments, reason = "who asks, for what, and what was read for it")]
+    pub(super) fn mark(
+        &mut self,
+        now: Now,
+        link: LinkId,
+        ticket: Ticket,
+        user: &UserId,
+        (delivered, seen): (Option<Seq>, Option<Seq>),
+        known: Option<(Seq, u64)>,
+        out: &mut Vec<Action>,
+    ) {
+        if let Err(error) = self.may(user, Act::Read) {
+            return refuse(link, ticket, error, out);
+        }
+        let Some((state, member)) = self.seen_by(user) else {
+            return refuse(link, ticket, refusal(Code::UnknownRoom), out);
+        };
+        let upper = View::new(&member.row, state.head, state.row.floor).upper;
+        if delivered.max(seen).is_some_and(|mark| mark > upper) {
+            return refuse(link, ticket, Code::BadRequest.error("the mark lies above the room's head"), out);
+        }
+        let old = member.marks;
+        let seen_to = seen.unwrap_or_default();
+        let mut to = Marks { delivered: delivered.unwrap_or_default().max(seen_to), ..Marks::default() };
+        if seen_to > old.seen {
+            let Some(n) = state.count_at(seen_to, known) else {
+                let then = ThenCount::Mark { delivered, seen };
+                return self.count(link, ticket, user, seen_to, then, out);
+            };
+            (to.seen, to.seen_n) = (seen_to, n);
+        }
+        let _: Passed = self.barrier();
+        let Some(member) = self.state.as_deref_mut().and_then(|state| state.members.get_mut(user.as_str()))
+        else {
+            return;
+        };
+        self.marks.lift(now, member, to, true, &self.config);
+        let Marks { delivered, seen, seen_n } = member.marks;
+        let reply = v1::MarkReply { delivered: delivered.0, seen: seen.0, seen_n };
+        out.push(Action::Answer { link, ticket, answer: Answer::Body(Box::new(Body::Mark(reply))) });
+    }
+
+    /// Tells marks that moved: to the user's own connections, and in small rooms to everybody.
+    pub(super) fn tell_marks(&mut self, now: Now, out: &mut Vec<Action>) {
+        if self.marks.tell_at_ms.is_none_or(|at| at > now.mono_ms) {
+            return;
+        }
+        self.marks.tell_at_ms = None;
+        self.marks.told_ms = Some(now.mono_ms);
+        let _: Passed = self.barrier();
+        let Some(state) = self.state.as_deref_mut() else { return };
+        let everybody = state.row.counted_members <= self.config.marks_members;
+        let mut marks = Vec::with_capacity(self.marks.untold.len());
+        for user in self.marks.untold.drain(..) {
+            let Some(member) = state.members.get_mut(user.as_str()) else { continue };
+            member.untold = false;
+            let own = v1::UserMarks {
+                user: user.as_str().to_owned(),
+                delivered: member.marks.delivered.0,
+                seen: member.marks.seen.0,
+            };
+            let push = v1::MarksPush { room: self.id.as_str().to_owned(), marks: vec![own.clone()] };
+            // Who has left marks for itself alone.
+            if member.row.role != 0 {
+                marks.push(own);
+            }
+            out.push(Action::NotifyUser { user, push: Arc::new(Body::Marks(push)) });
+        }
+        if everybody && !marks.is_empty() {
+            let marks: Arc<[v1::UserMarks]> = marks.into();
+            for link in &self.interest {
+                out.push(Action::Marks { link: *link, marks: Arc::clone(&marks) });
+            }
+        }
+    }
+
+    pub(super) fn write_marks(&mut self, now: Now, out: &mut Vec<Action>) {
+        self.marks.write_at_ms = None;
+        let _ = now;
+        let Some(state) = self.state.as_deref_mut() else { return };
+        let mut group = Vec::with_capacity(self.marks.unwritten.len());
+        for user in self.marks.unwritten.drain(..) {
+            if let Some(member) = state.members.get_mut(user.as_str()) {
+                member.unwritten = false;
+                group.push((user, member.marks));
+            }
+        }
+        if !group.is_empty() {
+            out.push(Action::PutMarks(group));
+        }
+    }
+}

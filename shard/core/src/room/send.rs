@@ -1,0 +1,91 @@
+//! A send, when it is its turn: known id, then permission, then limits, so that a definite error is definite.
+
+use banyan_proto::codes::Code;
+use banyan_proto::id::Seq;
+use banyan_proto::link::{Person, RoomCall, RoomCommand};
+use banyan_proto::v1;
+
+use super::dedupe::{self, Entry};
+use super::draft::Draft;
+use super::membership::Desk;
+use super::{Action, Now, Op, Room, Say, refusal};
+use crate::permission::Act;
+
+impl Room {
+    pub(super) fn judge_send(&mut self, now: Now, op: Op, draft: &mut Draft, out: &mut Vec<Action>) {
+        let RoomCommand::Send(send) = &op.call.command else { return };
+        if let Some(known) = self.known(&op.call.caller.user, send) {
+            return self.say(op.link, op.call.ticket, &op.call.caller.user, known, self.barrier(), out);
+        }
+        let seed = self.config.hash_seed;
+        let key = dedupe::key_of(seed, op.call.caller.user.as_str(), &send.client_msg_id);
+        let body = dedupe::body_of_send(seed, send);
+        if let Some((_, twin)) = draft.keys.iter().find(|(other, _)| *other == key) {
+            // The first try is in this very batch: both are told when it is durable.
+            let said = twin.twin(body);
+            return self.settle(draft, &op, said, out);
+        }
+        let Some(op) = self.look_below(op, key, body, out) else { return };
+        let desk = self.desk(now);
+        let judged = desk.may_send(draft, &op.call);
+        if let Err(error) = judged {
+            return self.settle(draft, &op, Say::Error(Box::new(error)), out);
+        }
+        let (link, arrived_ms) = (op.link, op.arrived_ms);
+        let RoomCall { ticket, caller, origin, command } = *op.call;
+        let RoomCommand::Send(send) = command else { return };
+        let v1::Send { client_msg_id, text, content_type, reply_to, mut mentions, data, .. } = send;
+        mentions.retain(|user| desk.is_member(draft, user));
+        let message = v1::Message {
+            text: text.unwrap_or_default(),
+            content_type: content_type.unwrap_or_else(|| dedupe::PLAIN.to_owned()),
+            reply_to,
+            mentions,
+            data,
+        };
+        let seq = draft.push(
+            &self.id,
+            now,
+            &caller,
+            origin,
+            Some(client_msg_id),
+            v1::event::Kind::Message(message),
+        );
+        draft.keys.push((key, Entry { seq, at: draft.at, body }));
+        let said = Say::Sent { seq, at: draft.at, duplicate: false };
+        draft.reply(link, ticket, caller.user, arrived_ms, said);
+    }
+}
+
+impl Desk<'_> {
+    /// Permission, then limits. A room that is lazily made is entered by it.
+    fn may_send(&self, draft: &mut Draft, call: &RoomCall) -> Result<(), v1::Error> {
+        let RoomCommand::Send(send) = &call.command else { return Ok(()) };
+        if self.enters_lazily(draft, &call.caller.user) {
+            self.check_reply_to(draft, send)?;
+            return self.enter(draft, &call.caller, call);
+        }
+        self.judge(draft, &call.caller.user, Act::Send).map_err(refusal)?;
+        self.check_reply_to(draft, send)
+    }
+
+    #[expect(clippy::unused_self, reason = "beside its like")]
+    fn check_reply_to(&self, draft: &Draft, send: &v1::Send) -> Result<(), v1::Error> {
+        match send.reply_to {
+            Some(0) => Err(Code::BadRequest.error("`reply_to` must be a seq of the room")),
+            Some(seq) if Seq(seq) > draft.head => {
+                Err(Code::BadRequest.error("`reply_to` lies above the room's head"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Enters a lazily made room; makes it first if need be.
+    pub(super) fn enter(&self, draft: &mut Draft, who: &Person, call: &RoomCall) -> Result<(), v1::Error> {
+        if self.row(draft).is_none() {
+            self.make_lazily(draft, who, call.origin);
+            return Ok(());
+        }
+        self.add(draft, who, call.origin, who, None)
+    }
+}
