@@ -1,1 +1,4 @@
-//! See DESIGN.md.
+//! What the end-to-end tests share. The tests themselves are in `tests/`, one file per subject.
+
+pub mod power_cut;
+pub mod random;
