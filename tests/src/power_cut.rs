@@ -86,10 +86,16 @@ impl Shim {
             Err(e) => bail!("{}: {e}: the process did not run under the shim", log.display()),
         };
         let cut = take_back(root, &self.state, &records, random)?;
+        self.forget()?;
+        Ok(cut)
+    }
+
+    /// Begins the log anew: what is there now counts as on disk. The watched process must be dead.
+    pub fn forget(&self) -> anyhow::Result<()> {
         for entry in fs::read_dir(&self.state)? {
             fs::remove_file(entry?.path())?;
         }
-        Ok(cut)
+        Ok(())
     }
 }
 

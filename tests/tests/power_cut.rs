@@ -2,6 +2,11 @@
 //!
 //! Owns: the proof that the crash tests of the server can fail.
 //! Does not: test the server (`tests/crash.rs` does).
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a test may panic, and its output is kept on failure"
+)]
 
 use banyan_tests::power_cut::{Cut, Shim};
 use banyan_tests::random::Random;
