@@ -11,12 +11,11 @@ use crate::terminal;
 use crate::tools::is_root;
 use crate::workspace::Workspace;
 use anyhow::{Context, bail, ensure};
-use rustix::process::{Pid, Signal, kill_process_group};
+use rustix::process::{Pid, Signal, kill_process};
 use std::ffi::OsString;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -124,7 +123,7 @@ impl Chroot {
             Self { root, rust: sysroot.into(), environment: environment(), keep, _temporary: temporary };
 
         let began = terminal::now();
-        println!("debootstrap {SUITE} into {}", chroot.root.display());
+        println!("debootstrap {SUITE} into {} (interrupted, remove it by hand)", chroot.root.display());
         let mut bootstrap = Command::new("debootstrap");
         bootstrap.args(["--variant=minbase", &format!("--include={INCLUDE}"), SUITE]).arg(&chroot.root);
         bootstrap.args(mirror());
@@ -175,7 +174,8 @@ impl Chroot {
         Ok(())
     }
 
-    /// A shell command in the clone, in a process group of its own.
+    /// A shell command in the clone. Every step on the way replaces itself by the next, so the child's id is in the end
+    /// that of the program which the line `exec`s (cargo, and with `cargo run` the program that it runs).
     fn shell(&self, line: &str) -> Command {
         let mut command = Command::new("unshare");
         command.args(["--mount", "--propagation", "private", "sh", "-c", ENTER, "enter"]);
@@ -185,7 +185,7 @@ impl Chroot {
         command
             .env("HOME", HOME)
             .env("PATH", "/opt/rust/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
-        command.stdin(Stdio::null()).process_group(0);
+        command.stdin(Stdio::null());
         command
     }
 
@@ -230,14 +230,14 @@ impl Chroot {
     }
 }
 
-/// A group of processes that ends with this value.
+/// A child that ends with this value.
 struct Stop(Child);
 
 impl Stop {
     fn signal(&self, signal: Signal) {
-        if let Some(group) = i32::try_from(self.0.id()).ok().and_then(Pid::from_raw) {
+        if let Some(pid) = i32::try_from(self.0.id()).ok().and_then(Pid::from_raw) {
             // Gone already is what we want.
-            kill_process_group(group, signal).ok();
+            kill_process(pid, signal).ok();
         }
     }
 }

@@ -14,6 +14,12 @@ use std::time::Duration;
 /// How often the progress line is drawn anew.
 const DRAW_EVERY: Duration = Duration::from_millis(200);
 
+/// How often a sign of life is printed where there is no terminal.
+const SIGN_OF_LIFE: Duration = Duration::from_secs(60);
+
+/// No single program of ours takes this long: the whole of the tests has 38 minutes on two cores.
+const LIMIT: Duration = Duration::from_secs(40 * 60);
+
 /// Lines of a failed program that are shown.
 const SHOWN_ON_FAILURE: usize = 80;
 
@@ -42,11 +48,29 @@ impl Log {
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         let mut child = command.spawn().with_context(|| format!("cannot run {shown}"))?;
         let bar = self.bar();
+        let began = terminal::now();
+        let mut next_sign = SIGN_OF_LIFE;
         let status = loop {
             if let Some(status) = child.try_wait()? {
                 break status;
             }
-            bar.set_message(last_line(&self.path).unwrap_or_default());
+            let took = began.elapsed();
+            if took > LIMIT {
+                child.kill()?;
+                child.wait()?;
+                bar.finish_and_clear();
+                let end = self.end(from);
+                anyhow::bail!(
+                    "`{shown}` was stopped after {LIMIT:?}; the end of {}:\n{end}",
+                    self.path.display()
+                );
+            }
+            let line = last_line(&self.path).unwrap_or_default();
+            if bar.is_hidden() && took > next_sign {
+                println!("  {} so far: {line}", terminal::duration(took));
+                next_sign += SIGN_OF_LIFE;
+            }
+            bar.set_message(line);
             bar.tick();
             std::thread::sleep(DRAW_EVERY);
         };

@@ -233,7 +233,7 @@ fn run_stage(stage: &Stage, context: &mut Context<'_>, allow_missing: bool) -> a
         let log = Log::begin(&context.workspace.logs(), stage.name)?;
         let (counts, outcome) = (stage.run)(context, &log);
         (counts, outcome.err().map(|e| format!("{e:#}")), Vec::new())
-    } else if allow_missing {
+    } else if allow_missing && lacks.iter().all(|missing| !missing.ours) {
         (Counts { skipped: 1, ..Counts::default() }, None, lacks)
     } else {
         let why: Vec<String> = lacks.iter().map(|missing| missing.explain(&[stage.name])).collect();

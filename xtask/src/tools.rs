@@ -74,12 +74,24 @@ impl Tool {
 pub(crate) struct Missing {
     pub(crate) tool: Tool,
     pub(crate) why: String,
+    /// A file of the repository is not there: no machine's fault, so `--allow-missing` does not excuse it.
+    pub(crate) ours: bool,
+}
+
+/// What a file that should be in the repository is marked with.
+#[derive(Debug)]
+struct NotInRepository(PathBuf);
+
+impl std::fmt::Display for NotInRepository {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "cannot read {}", self.0.display())
+    }
 }
 
 /// What setup found or made.
 #[derive(Debug, Default)]
 pub(crate) struct Tools {
-    found: BTreeMap<Tool, Result<String, String>>,
+    found: BTreeMap<Tool, Result<String, Missing>>,
     /// Directories that go before PATH.
     path: Vec<PathBuf>,
     chromium: Option<PathBuf>,
@@ -88,9 +100,7 @@ pub(crate) struct Tools {
 
 impl Tools {
     pub(crate) fn missing(&self) -> impl Iterator<Item = Missing> + '_ {
-        self.found.iter().filter_map(|(tool, found)| {
-            found.as_ref().err().map(|why| Missing { tool: *tool, why: why.clone() })
-        })
+        self.found.values().filter_map(|found| found.as_ref().err().cloned())
     }
 
     /// Those of `needed` that are not there.
@@ -118,10 +128,11 @@ impl Tools {
 
     /// A table for people.
     pub(crate) fn print(&self) {
-        let row = |(tool, found): (&Tool, &Result<String, String>)| match found {
+        let row = |(tool, found): (&Tool, &Result<String, Missing>)| match found {
             Ok(what) => vec![tool.name().to_owned(), terminal::green("ok"), what.clone()],
-            Err(why) => {
-                let cell = format!("{}\n    to get it: {}", why.replace('\n', "\n    "), tool.command());
+            Err(missing) => {
+                let why = missing.why.replace('\n', "\n    ");
+                let cell = format!("{why}\n    to get it: {}", missing.remedy());
                 vec![tool.name().to_owned(), terminal::red("missing"), cell]
             }
         };
@@ -130,6 +141,10 @@ impl Tools {
 }
 
 impl Missing {
+    fn remedy(&self) -> &'static str {
+        if self.ours { "restore the file: it belongs to the repository" } else { self.tool.command() }
+    }
+
     /// One line: the tool, why, what it stops, what to do.
     pub(crate) fn explain(&self, stops: &[&str]) -> String {
         let why = self.why.lines().next().unwrap_or_default();
@@ -137,7 +152,7 @@ impl Missing {
             "{} is missing ({why}); stopped: {}; to get it: {}",
             self.tool.name(),
             if stops.is_empty() { "nothing".to_owned() } else { stops.join(", ") },
-            self.tool.command()
+            self.remedy()
         )
     }
 }
@@ -157,7 +172,12 @@ pub(crate) fn setup(workspace: &Workspace, wanted: &[Tool]) -> anyhow::Result<To
             Tool::NodeClients => setup.node_clients(),
             Tool::Chromium => setup.chromium(),
         };
-        setup.tools.found.insert(*tool, found.map_err(|e| format!("{e:#}")));
+        let missing = |e: anyhow::Error| Missing {
+            tool: *tool,
+            why: format!("{e:#}"),
+            ours: e.is::<NotInRepository>(),
+        };
+        setup.tools.found.insert(*tool, found.map_err(missing));
     }
     Ok(setup.tools)
 }
@@ -181,8 +201,7 @@ impl Setup<'_> {
         let requirements = ["tests/autobahn/requirements.txt", "tests/clients/python/requirements.txt"];
         let mut pins = String::new();
         for name in requirements {
-            let path = self.workspace.root.join(name);
-            pins += &fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+            pins += &read(&self.workspace.root.join(name))?;
         }
         let venv = self.tools.python();
         let bin = venv.join("bin");
@@ -359,7 +378,7 @@ fn names_of(requirements: &str) -> Vec<&str> {
 }
 
 fn read(path: &Path) -> anyhow::Result<String> {
-    fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
+    fs::read_to_string(path).with_context(|| NotInRepository(path.to_owned()))
 }
 
 fn remove(dir: &Path) -> anyhow::Result<()> {
@@ -377,7 +396,7 @@ mod tests {
 
     #[test]
     fn a_missing_tool_says_what_it_stops_and_how_to_get_it() {
-        let missing = Missing { tool: Tool::Chromium, why: "not installed\ndetails".to_owned() };
+        let missing = Missing { tool: Tool::Chromium, why: "not installed\ndetails".to_owned(), ours: false };
         assert_eq!(
             missing.explain(&["browser"]),
             "chromium is missing (not installed); stopped: browser; to get it: apt-get install chromium"
