@@ -89,14 +89,14 @@ pub async fn run(options: &Options, mut say: impl FnMut(&str)) -> anyhow::Result
     let mut report = Report::default();
     let host = Host::new(options)?;
     let mut server = host.start(0, false).await?;
-    let scene = Scene::set(server.address, options, &mut random).await?;
+    let scene = Scene::set(server.addresses.clients, options, &mut random).await?;
     // A planted bug begins after the scene is set, so that it is the messages that are lost.
     if options.plant_no_fsync {
         server = host.restart(server, 0, true).await?;
     }
 
     let trigger = Arc::new(Trigger::default());
-    let first = Orders { address: server.address, phase: Phase::Load };
+    let first = Orders { address: server.addresses.clients, phase: Phase::Load };
     let (orders, _) = watch::channel(first);
     let mut senders = JoinSet::new();
     let mut subscribers = JoinSet::new();
@@ -147,13 +147,13 @@ pub async fn run(options: &Options, mut say: impl FnMut(&str)) -> anyhow::Result
                 return Ok(report);
             }
         }
-        let address = server.address;
+        let address = server.addresses.clients;
         orders.send_modify(|orders| orders.address = address);
     }
 
     orders.send_modify(|orders| orders.phase = Phase::Settle);
     let (sender_reports, late_senders) = finish(&mut senders).await;
-    let stored = read_back(server.address, &scene.reader.token, &scene.rooms).await;
+    let stored = read_back(server.addresses.clients, &scene.reader.token, &scene.rooms).await;
     let phase = match &stored {
         Ok(stored) => Phase::CatchUp(stored.iter().map(|s| (s.room.clone(), s.head)).collect()),
         Err(e) => {
@@ -194,8 +194,10 @@ impl<'a> Host<'a> {
     async fn start(&self, life: u32, plant: bool) -> anyhow::Result<Server> {
         let log = self.options.work_dir.join(format!("server-{life}.log"));
         Server::start(&self.options.server, &self.data, &log, |command| {
-            // Lines for machines, whatever the terminal; quick enough for a debug build.
-            command.env("NO_COLOR", "1");
+            // A few users with many connections make the load; nothing else differs from the default.
+            for limit in ["SENDS_PER_S", "SENDS_BURST", "CONNECTIONS_PER_USER"] {
+                command.env(format!("BANYAN_LIMITS__{limit}"), "100000");
+            }
             if let Some(shim) = &self.shim {
                 shim.watch(command, &self.data, plant);
             }

@@ -38,8 +38,8 @@ pub fn binary() -> anyhow::Result<PathBuf> {
 pub struct Server {
     child: Child,
     log: PathBuf,
-    /// Where clients connect.
-    pub address: SocketAddr,
+    /// Where it listens.
+    pub addresses: Addresses,
 }
 
 impl Server {
@@ -66,8 +66,8 @@ impl Server {
             let text = fs::read_to_string(log).unwrap_or_default();
             // A line counts once it is whole.
             let whole = text.rfind('\n').map_or("", |end| &text[..end]);
-            if let Some(address) = whole.lines().find_map(client_address) {
-                return Ok(Self { child, log: log.to_owned(), address });
+            if let Some(addresses) = whole.lines().find_map(ready) {
+                return Ok(Self { child, log: log.to_owned(), addresses });
             }
             if let Some(status) = child.try_wait()? {
                 break format!("it ended with {status}");
@@ -120,44 +120,36 @@ fn tail(log: &Path) -> String {
     lines[lines.len().saturating_sub(20)..].join("\n")
 }
 
-/// The address in the start-up line for clients: a JSON line whose message speaks of listening and which is not
-/// about the ops port. The address stands in a field of its own or at the end of a URL.
-fn client_address(line: &str) -> Option<SocketAddr> {
+/// Where the server says that it listens: for clients, and for operators.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Addresses {
+    pub clients: SocketAddr,
+    pub ops: SocketAddr,
+}
+
+/// The start-up line: JSON, message `ready`, with the URLs of both ports.
+fn ready(line: &str) -> Option<Addresses> {
     let value: serde_json::Value = serde_json::from_str(line).ok()?;
-    let lower = line.to_lowercase();
-    let fields = value.get("fields").unwrap_or(&value).as_object()?;
-    let message = fields.get("message")?.as_str()?;
-    if !message.contains("listening") || message.contains("ops") || lower.contains("\"ops\"") {
+    if value.get("message")?.as_str()? != "ready" {
         return None;
     }
-    let named = ["address", "addr", "listen", "local_addr", "url", "open"];
-    let address = |text: &str| {
-        let host = text.split_once("://").map_or(text, |(_, rest)| rest);
-        host.split('/').next()?.parse::<SocketAddr>().ok()
+    let address = |name: &str| {
+        let (_, host) = value.get(name)?.as_str()?.split_once("://")?;
+        host.trim_end_matches('/').parse::<SocketAddr>().ok()
     };
-    let in_named = named.iter().filter_map(|name| fields.get(*name)?.as_str()).find_map(address);
-    in_named.or_else(|| message.split_whitespace().find_map(address))
+    Some(Addresses { clients: address("url")?, ops: address("ops")? })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[track_caller]
-    fn check(line: &str, want: Option<&str>) {
-        assert_eq!(client_address(line).map(|a| a.to_string()).as_deref(), want, "{line}");
-    }
-
     #[test]
-    fn start_up_lines_are_understood() {
-        let at = Some("127.0.0.1:4711");
-        check(r#"{"level":"INFO","fields":{"message":"listening","address":"127.0.0.1:4711"}}"#, at);
-        check(r#"{"level":"INFO","message":"listening","listen":"127.0.0.1:4711"}"#, at);
-        check(r#"{"fields":{"message":"listening","url":"http://127.0.0.1:4711/"}}"#, at);
-        check(r#"{"fields":{"message":"listening on http://127.0.0.1:4711/ for clients"}}"#, at);
-        check(r#"{"fields":{"message":"ops port listening","address":"127.0.0.1:4711"}}"#, None);
-        check(r#"{"fields":{"message":"listening","port":"ops","address":"127.0.0.1:4711"}}"#, None);
-        check(r#"{"fields":{"message":"opening the store","address":"127.0.0.1:4711"}}"#, None);
-        check("listening 127.0.0.1:4711", None);
+    fn the_start_up_line_is_understood() {
+        let line = r#"{"level":"INFO","message":"ready","version":"0.1.0","url":"http://127.0.0.1:4711/","ops":"http://127.0.0.1:4712/"}"#;
+        let (clients, ops) = ("127.0.0.1:4711".parse().unwrap(), "127.0.0.1:4712".parse().unwrap());
+        assert_eq!(ready(line), Some(Addresses { clients, ops }));
+        assert_eq!(ready(&line.replace("ready", "opening")), None);
+        assert_eq!(ready("ready http://127.0.0.1:4711/"), None);
     }
 }
