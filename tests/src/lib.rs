@@ -4,3 +4,4 @@ pub mod crash;
 pub mod power_cut;
 pub mod random;
 pub mod server;
+pub mod tools;
