@@ -51,10 +51,21 @@ impl Server {
         log: &Path,
         prepare: impl FnOnce(&mut Command),
     ) -> anyhow::Result<Self> {
+        Self::start_at("127.0.0.1:0", binary, data_dir, log, prepare).await
+    }
+
+    /// The same on an address of the caller's choice, for a server that comes back to its clients.
+    pub async fn start_at(
+        listen: &str,
+        binary: &Path,
+        data_dir: &Path,
+        log: &Path,
+        prepare: impl FnOnce(&mut Command),
+    ) -> anyhow::Result<Self> {
         let file = File::create(log).with_context(|| format!("cannot write {}", log.display()))?;
         let mut command = Command::new(binary);
         command
-            .args(["serve", "--listen", "127.0.0.1:0", "--ops-listen", "127.0.0.1:0", "--data-dir"])
+            .args(["serve", "--listen", listen, "--ops-listen", "127.0.0.1:0", "--data-dir"])
             .arg(data_dir)
             .stdin(Stdio::null())
             .stdout(file.try_clone()?)

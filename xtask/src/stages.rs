@@ -71,7 +71,7 @@ const STAGES: &[Stage] = &[
         name: "browser",
         about: "the page in Chromium",
         needs: &[Tool::Node, Tool::Web, Tool::Chromium],
-        run: |c, log| one(browser(c, log)),
+        run: |c, log| tests(c, log, "browser"),
     },
     Stage {
         name: "crash",
@@ -83,7 +83,7 @@ const STAGES: &[Stage] = &[
 
 /// The package of end-to-end tests, and those of its targets that have a stage of their own.
 const E2E: &str = "banyan-tests";
-const OWN_STAGE: &[&str] = &["clients", "crash"];
+const OWN_STAGE: &[&str] = &["browser", "clients", "crash"];
 
 /// What stages share.
 struct Context<'a> {
@@ -134,11 +134,6 @@ fn clippy(c: &mut Context<'_>, log: &Log) -> anyhow::Result<()> {
 fn web(c: &mut Context<'_>, log: &Log) -> anyhow::Result<()> {
     log.run(c.command("npm", "web").args(["run", "check"]))?;
     log.run(c.command("npm", "web").args(["run", "dist"]))
-}
-
-fn browser(c: &mut Context<'_>, log: &Log) -> anyhow::Result<()> {
-    let server = c.built(log)?.programs.get("banyan").context("the build gave no banyan")?.clone();
-    log.run(c.command("npm", "web").args(["run", "e2e"]).env("BANYAN_BIN", server))
 }
 
 fn autobahn(c: &mut Context<'_>, log: &Log) -> anyhow::Result<()> {
