@@ -1,1 +1,7 @@
-//! See DESIGN.md.
+//! What the end-to-end tests share. The tests themselves are in `tests/`, one file per subject.
+
+pub mod crash;
+pub mod power_cut;
+pub mod random;
+pub mod server;
+pub mod tools;
