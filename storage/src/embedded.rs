@@ -12,6 +12,8 @@
 //! queues of 64 MiB. Defaults are for two cores beside a chat server: about 40 MB idle, 150 MB when writing as fast as the disk takes it.
 
 mod codec;
+#[cfg(test)]
+mod crash_tests;
 mod directory;
 mod engine;
 mod journal;
