@@ -9,7 +9,8 @@
 //! logging out go on. The engine needs space behind the scenes too (it rewrites tables), which is what the reserve is for.
 //!
 //! **Memory**, at most: the cache, up to four memtables of `memtable_bytes` while writing hard (one when idle, as far as it is filled),
-//! queues of 64 MiB. Defaults are for two cores beside a chat server: about 40 MB idle, 150 MB when writing as fast as the disk takes it.
+//! queues of 64 MiB. Measured with the defaults: 1 MB when new, 30 MB after a start that reads a full journal, 155 MB while writing 200,000 rows of
+//! 300 bytes a second.
 
 mod codec;
 #[cfg(test)]
@@ -32,7 +33,9 @@ use tokio::sync::mpsc;
 
 use crate::accounts::{Accounts, Creation, LoginRow, TEXT_MAX, UserRow};
 use crate::metrics::{Metrics, ReadMetrics};
-use crate::room_log::{Append, Completion, LoadedRoom, Marks, MemberRow, Page, Range, ReadLimit, RoomLog};
+use crate::room_log::{
+    Append, Completion, LoadedRoom, Marks, MemberPage, MemberRow, Page, Range, ReadLimit, RoomLog, RoomPage,
+};
 use crate::{BoxFuture, Error};
 use directory::Directory;
 use engine::Engine;
@@ -238,7 +241,7 @@ impl RoomLog for Embedded {
         room: RoomId,
         after: Option<UserId>,
         limit: usize,
-    ) -> BoxFuture<'static, Result<(Vec<(MemberRow, Marks)>, bool), Error>> {
+    ) -> BoxFuture<'static, Result<MemberPage, Error>> {
         self.read_metrics.members.increment(1);
         self.readers
             .ask(&self.read_metrics.refused, move |engine| engine.members(&room, after.as_ref(), limit))
@@ -249,7 +252,7 @@ impl RoomLog for Embedded {
         user: UserId,
         after: Option<RoomId>,
         limit: usize,
-    ) -> BoxFuture<'static, Result<(Vec<RoomId>, bool), Error>> {
+    ) -> BoxFuture<'static, Result<RoomPage, Error>> {
         self.read_metrics.user_rooms.increment(1);
         self.readers
             .ask(&self.read_metrics.refused, move |engine| engine.user_rooms(&user, after.as_ref(), limit))
