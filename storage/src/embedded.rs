@@ -23,6 +23,7 @@ mod readers;
 mod space;
 mod writer;
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::thread::JoinHandle;
@@ -144,7 +145,17 @@ impl Embedded {
             Writer::new(Arc::clone(&queue), shared, directory, options, metrics, Arc::clone(&health));
         let writer = std::thread::Builder::new()
             .name("store-write".to_owned())
-            .spawn(move || writer.run())
+            .spawn({
+                let (queue, health) = (Arc::clone(&queue), Arc::clone(&health));
+                move || {
+                    if catch_unwind(AssertUnwindSafe(|| writer.run())).is_err() {
+                        // A bug of ours or the engine's. Nobody may wait for ever for what nobody writes.
+                        tracing::error!("the writer of the store panicked; nothing is written until the server is restarted");
+                        health.set(Some("the writer of the store panicked; restart the server".to_owned()));
+                        queue.abandon();
+                    }
+                }
+            })
             .map_err(OpenError::Thread)?;
         tracing::info!(directory = %path.display(), epoch = epoch.0, "store open");
         Ok(Self {

@@ -47,7 +47,7 @@ impl Health {
         self.degraded.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn set(&self, reason: Option<String>) {
+    pub(super) fn set(&self, reason: Option<String>) {
         *self.degraded.lock().unwrap_or_else(PoisonError::into_inner) = reason;
     }
 }
