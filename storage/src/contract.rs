@@ -26,10 +26,15 @@ use crate::{BoxFuture, Error};
 pub trait Store: RoomLog + Accounts {}
 impl<T: RoomLog + Accounts> Store for T {}
 
+type Reopen = dyn Fn(Option<Arc<dyn Store>>) -> Arc<dyn Store>;
+
+/// One thing that must hold, by name.
+pub type Check = (&'static str, fn(&mut Subject));
+
 /// A store under test, and how to get at it again after it was closed.
 pub struct Subject {
     store: Option<Arc<dyn Store>>,
-    reopen: Box<dyn Fn(Option<Arc<dyn Store>>) -> Arc<dyn Store>>,
+    reopen: Box<Reopen>,
 }
 
 impl std::fmt::Debug for Subject {
@@ -58,8 +63,8 @@ impl Subject {
     }
 }
 
-/// Every check, by name.
-pub const ALL: &[(&str, fn(&mut Subject))] = &[
+/// Every check. They may run in any order.
+pub const ALL: &[Check] = &[
     ("unknown_rooms_are_empty", unknown_rooms_are_empty),
     ("ranges_both_ways", ranges_both_ways),
     ("limits_of_reads", limits_of_reads),

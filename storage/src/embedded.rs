@@ -9,7 +9,8 @@
 //! logging out go on. The engine needs space behind the scenes too (it rewrites tables), which is what the reserve is for.
 //!
 //! **Memory**, at most: the cache, up to four memtables of `memtable_bytes` while writing hard (one when idle, as far as it is filled),
-//! queues of 64 MiB. Defaults are for two cores beside a chat server: about 40 MB idle, 150 MB when writing as fast as the disk takes it.
+//! queues of 64 MiB. Measured with the defaults: 1 MB when new, 30 MB after a start that reads a full journal, 155 MB while writing 200,000 rows of
+//! 300 bytes a second.
 
 mod codec;
 #[cfg(test)]
@@ -22,6 +23,7 @@ mod readers;
 mod space;
 mod writer;
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::thread::JoinHandle;
@@ -32,7 +34,9 @@ use tokio::sync::mpsc;
 
 use crate::accounts::{Accounts, Creation, LoginRow, TEXT_MAX, UserRow};
 use crate::metrics::{Metrics, ReadMetrics};
-use crate::room_log::{Append, Completion, LoadedRoom, Marks, MemberRow, Page, Range, ReadLimit, RoomLog};
+use crate::room_log::{
+    Append, Completion, LoadedRoom, Marks, MemberPage, MemberRow, Page, Range, ReadLimit, RoomLog, RoomPage,
+};
 use crate::{BoxFuture, Error};
 use directory::Directory;
 use engine::Engine;
@@ -141,7 +145,17 @@ impl Embedded {
             Writer::new(Arc::clone(&queue), shared, directory, options, metrics, Arc::clone(&health));
         let writer = std::thread::Builder::new()
             .name("store-write".to_owned())
-            .spawn(move || writer.run())
+            .spawn({
+                let (queue, health) = (Arc::clone(&queue), Arc::clone(&health));
+                move || {
+                    if catch_unwind(AssertUnwindSafe(|| writer.run())).is_err() {
+                        // A bug of ours or the engine's. Nobody may wait for ever for what nobody writes.
+                        tracing::error!("the writer of the store panicked; nothing is written until the server is restarted");
+                        health.set(Some("the writer of the store panicked; restart the server".to_owned()));
+                        queue.abandon();
+                    }
+                }
+            })
             .map_err(OpenError::Thread)?;
         tracing::info!(directory = %path.display(), epoch = epoch.0, "store open");
         Ok(Self {
@@ -238,7 +252,7 @@ impl RoomLog for Embedded {
         room: RoomId,
         after: Option<UserId>,
         limit: usize,
-    ) -> BoxFuture<'static, Result<(Vec<(MemberRow, Marks)>, bool), Error>> {
+    ) -> BoxFuture<'static, Result<MemberPage, Error>> {
         self.read_metrics.members.increment(1);
         self.readers
             .ask(&self.read_metrics.refused, move |engine| engine.members(&room, after.as_ref(), limit))
@@ -249,7 +263,7 @@ impl RoomLog for Embedded {
         user: UserId,
         after: Option<RoomId>,
         limit: usize,
-    ) -> BoxFuture<'static, Result<(Vec<RoomId>, bool), Error>> {
+    ) -> BoxFuture<'static, Result<RoomPage, Error>> {
         self.read_metrics.user_rooms.increment(1);
         self.readers
             .ask(&self.read_metrics.refused, move |engine| engine.user_rooms(&user, after.as_ref(), limit))

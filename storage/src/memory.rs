@@ -11,8 +11,9 @@ use tokio::sync::mpsc;
 
 use crate::accounts::{Accounts, Creation, LoginRow, SWEEP_MAX, TEXT_MAX, UserRow};
 use crate::room_log::{
-    APPEND_BYTES_MAX, APPEND_ROWS_MAX, Append, Completion, LoadedRoom, MEMBERS_LOADED_MAX, Marks, MemberRow,
-    NotDone, Outcome, PAGE_MAX, Page, READ_MAX, Range, ReadLimit, RoomLog, RoomRow, Row, TAIL, assert_dense,
+    APPEND_BYTES_MAX, APPEND_ROWS_MAX, Append, Completion, LoadedRoom, MEMBERS_LOADED_MAX, Marks, MemberPage,
+    MemberRow, NotDone, Outcome, PAGE_MAX, Page, READ_MAX, Range, ReadLimit, RoomLog, RoomPage, RoomRow, Row,
+    TAIL, assert_dense,
 };
 use crate::{BoxFuture, Error};
 
@@ -324,7 +325,7 @@ impl RoomLog for Memory {
         room: RoomId,
         after: Option<UserId>,
         limit: usize,
-    ) -> BoxFuture<'static, Result<(Vec<(MemberRow, Marks)>, bool), Error>> {
+    ) -> BoxFuture<'static, Result<MemberPage, Error>> {
         self.ask(|state| {
             let limit = limit.min(PAGE_MAX);
             state.rooms.get(&room).map(|room| room.members(after.as_ref(), limit)).unwrap_or_default()
@@ -336,7 +337,7 @@ impl RoomLog for Memory {
         user: UserId,
         after: Option<RoomId>,
         limit: usize,
-    ) -> BoxFuture<'static, Result<(Vec<RoomId>, bool), Error>> {
+    ) -> BoxFuture<'static, Result<RoomPage, Error>> {
         self.ask(|state| {
             let Some(rooms) = state.user_rooms.get(&user) else { return (Vec::new(), false) };
             let mut rooms = rooms.iter().filter(|room| after.as_ref().is_none_or(|after| *room > after));

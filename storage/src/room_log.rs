@@ -196,6 +196,12 @@ pub struct Page {
     pub more: bool,
 }
 
+/// Members by user id, and whether there are more.
+pub type MemberPage = (Vec<(MemberRow, Marks)>, bool);
+
+/// Rooms by id, and whether there are more.
+pub type RoomPage = (Vec<RoomId>, bool);
+
 /// What the owner of a room needs to open it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LoadedRoom {
@@ -243,7 +249,7 @@ pub trait RoomLog: Send + Sync + Debug + 'static {
         room: RoomId,
         after: Option<UserId>,
         limit: usize,
-    ) -> BoxFuture<'static, Result<(Vec<(MemberRow, Marks)>, bool), Error>>;
+    ) -> BoxFuture<'static, Result<MemberPage, Error>>;
 
     /// Rooms of which the user is a member now, by id, and whether there are more. `limit` is cut to [`PAGE_MAX`].
     fn user_rooms(
@@ -251,7 +257,7 @@ pub trait RoomLog: Send + Sync + Debug + 'static {
         user: UserId,
         after: Option<RoomId>,
         limit: usize,
-    ) -> BoxFuture<'static, Result<(Vec<RoomId>, bool), Error>>;
+    ) -> BoxFuture<'static, Result<RoomPage, Error>>;
 }
 
 /// The owner numbers rows; a hole here is a bug of ours, not a fault of the disk.

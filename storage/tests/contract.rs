@@ -1,5 +1,12 @@
 //! Every store passes the one suite.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "tests, their helpers included"
+)]
+
 use std::sync::Arc;
 
 use banyan_storage::contract::{ALL, Store, Subject};

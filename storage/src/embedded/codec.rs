@@ -345,6 +345,46 @@ mod tests {
         assert_eq!(keys, sorted);
     }
 
+    proptest::proptest! {
+        /// Keys sort as (room by length and name, seq) whatever the names; a user's rooms sort by name.
+        #[test]
+        fn keys_sort_as_what_they_name(a in "[a-z.]{1,6}", b in "[a-z.]{1,6}", x: u64, y: u64) {
+            let (room_a, room_b) = (RoomId::parse(&a).unwrap(), RoomId::parse(&b).unwrap());
+            let want = (a.len(), &a, x).cmp(&(b.len(), &b, y));
+            proptest::prop_assert_eq!(log_key(&room_a, Seq(x)).cmp(&log_key(&room_b, Seq(y))), want);
+            let of_user = |room: &str| key2(Table::UserRooms, "user", room);
+            proptest::prop_assert_eq!(of_user(&a).cmp(&of_user(&b)), a.cmp(&b));
+        }
+
+        /// Foreign bytes are refused, or are a row that would be written so again.
+        #[test]
+        fn decoders_take_what_encoders_give(mut bytes: Vec<u8>, layout in 0..3_u8) {
+            bytes.insert(0, layout);
+            if let Ok(row) = decode_row(&[0; 8], &bytes) {
+                proptest::prop_assert_eq!(log_value(&row), bytes.clone());
+            }
+            if let Ok(marks) = decode_marks(&bytes) {
+                proptest::prop_assert_eq!(decode_marks(&encode_marks(marks)), Ok(marks));
+            }
+            let user = UserId::parse("u").unwrap();
+            if let Ok(row) = decode_member(user.clone(), &bytes) {
+                proptest::prop_assert_eq!(decode_member(user.clone(), &encode_member(&row)), Ok(row));
+            }
+            if let Ok(row) = decode_user(user.clone(), &bytes) {
+                proptest::prop_assert_eq!(decode_user(user, &encode_user(&row)), Ok(row));
+            }
+            if let Ok(row) = decode_room(RoomId::parse("r").unwrap(), &bytes) {
+                proptest::prop_assert_eq!(decode_room(row.room.clone(), &encode_room(&row)), Ok(row));
+            }
+            if let Ok(row) = decode_login("l", &bytes) {
+                proptest::prop_assert_eq!(decode_login("l", &encode_login(&row)), Ok(row));
+            }
+            if let Ok((at, login)) = decode_expiry(&bytes) {
+                proptest::prop_assert_eq!(&expiry_key(at, login)[1..], &bytes[1..]);
+            }
+        }
+    }
+
     #[test]
     fn rows_come_back() {
         let room = RoomId::parse("r").unwrap();

@@ -23,7 +23,17 @@ const STORE_NEW: &str = "store.new";
 pub(super) struct Directory {
     path: PathBuf,
     /// Locked until it is dropped.
-    _lock: File,
+    lock: File,
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        // Not left to the closing of the file: a process that we are just starting holds a copy of it until it has become
+        // itself, and the lock would live on with that.
+        if let Err(error) = self.lock.unlock() {
+            tracing::warn!(path = %self.path.display(), %error, "the lock of the store was not given up");
+        }
+    }
 }
 
 impl Directory {
@@ -65,7 +75,7 @@ impl Directory {
                 write_format(path).map_err(io)?;
             }
         }
-        Ok(Self { path: path.to_owned(), _lock: lock })
+        Ok(Self { path: path.to_owned(), lock })
     }
 
     pub(super) fn path(&self) -> &Path {

@@ -14,15 +14,16 @@ use super::{OpenError, Options};
 use crate::Error;
 use crate::accounts::{LoginRow, UserRow};
 use crate::room_log::{
-    LoadedRoom, MEMBERS_LOADED_MAX, Marks, MemberRow, PAGE_MAX, Page, READ_MAX, Range, ReadLimit, Row, TAIL,
+    LoadedRoom, MEMBERS_LOADED_MAX, Marks, MemberPage, MemberRow, PAGE_MAX, Page, READ_MAX, Range, ReadLimit,
+    RoomPage, Row, TAIL,
 };
 
 /// `state` holds small rows; its share of memory is small.
 const STATE_MEMTABLE_BYTES: u64 = 8 << 20;
 /// Tables on disk. Smaller than the engine's 64 MiB, so that a compaction needs less free space for a while.
 const TABLE_BYTES: u64 = 32 << 20;
-/// Journals kept at most, before the engine moves old rows to tables: what a start reads again, about a second's work.
-const JOURNALS_BYTES: u64 = 192 << 20;
+/// Journals kept at most, before the engine moves old rows to tables: what a start reads again, one or two seconds' work.
+const JOURNALS_BYTES: u64 = 128 << 20;
 /// Open table files.
 const FILES: usize = 256;
 /// The engine blocks a commit at 4 waiting memtables or 30 level-0 runs until its worker has caught up, and for ever if that
@@ -215,8 +216,9 @@ impl Engine {
             return Ok(None);
         };
         let marks = self.get(&snapshot, &codec::key2(Table::Marks, room.as_str(), user.as_str()))?;
-        let marks =
-            marks.map_or(Ok(Marks::default()), |marks| codec::decode_marks(&marks)).map_err(damaged)?;
+        let marks = marks
+            .map_or_else(|| Ok(Marks::default()), |marks| codec::decode_marks(&marks))
+            .map_err(damaged)?;
         Ok(Some((codec::decode_member(user, &row).map_err(damaged)?, marks)))
     }
 
@@ -225,7 +227,7 @@ impl Engine {
         room: &RoomId,
         after: Option<&UserId>,
         limit: usize,
-    ) -> Result<(Vec<(MemberRow, Marks)>, bool), Error> {
+    ) -> Result<MemberPage, Error> {
         self.members_at(&self.db.snapshot(), room, after, limit.min(PAGE_MAX))
     }
 
@@ -236,7 +238,7 @@ impl Engine {
         room: &RoomId,
         after: Option<&UserId>,
         limit: usize,
-    ) -> Result<(Vec<(MemberRow, Marks)>, bool), Error> {
+    ) -> Result<MemberPage, Error> {
         let prefix = codec::prefix(Table::Members, room.as_str());
         let marks_prefix = codec::prefix(Table::Marks, room.as_str());
         let mut marks = self.behind(snapshot, &marks_prefix, after.map(UserId::as_str));
@@ -250,14 +252,14 @@ impl Engine {
             let name = codec::last_part(&key, &prefix, "members").map_err(damaged)?;
             let user = UserId::parse(name).map_err(|_| damaged(Malformed("members")))?;
             let row = codec::decode_member(user, &value).map_err(damaged)?;
-            let suffix = |pair: &(fjall::UserKey, fjall::UserValue)| pair.0[marks_prefix.len()..].to_vec();
-            while mark.as_ref().is_some_and(|pair| suffix(pair).as_slice() < name.as_bytes()) {
+            // Both keys end with the user.
+            let order =
+                |pair: &(fjall::UserKey, fjall::UserValue)| pair.0[marks_prefix.len()..].cmp(name.as_bytes());
+            while mark.as_ref().is_some_and(|pair| order(pair).is_lt()) {
                 mark = next_pair(&mut marks)?;
             }
             let own = match &mark {
-                Some(pair) if suffix(pair).as_slice() == name.as_bytes() => {
-                    codec::decode_marks(&pair.1).map_err(damaged)?
-                }
+                Some(pair) if order(pair).is_eq() => codec::decode_marks(&pair.1).map_err(damaged)?,
                 _ => Marks::default(),
             };
             found.push((row, own));
@@ -270,7 +272,7 @@ impl Engine {
         user: &UserId,
         after: Option<&RoomId>,
         limit: usize,
-    ) -> Result<(Vec<RoomId>, bool), Error> {
+    ) -> Result<RoomPage, Error> {
         let limit = limit.min(PAGE_MAX);
         let snapshot = self.db.snapshot();
         let prefix = codec::prefix(Table::UserRooms, user.as_str());
@@ -426,9 +428,9 @@ impl Batch<'_> {
     }
 
     /// Keys under a prefix as they will be, at most `limit` of those stored and all of those in the making.
-    fn seen_keys(&self, from: &[u8], to: Vec<u8>, limit: usize) -> Result<Vec<Vec<u8>>, Error> {
+    fn seen_keys(&self, from: &[u8], to: &[u8], limit: usize) -> Result<Vec<Vec<u8>>, Error> {
         let mut keys = Vec::new();
-        for guard in self.engine.state.range(from.to_vec()..to.clone()) {
+        for guard in self.engine.state.range(from.to_vec()..to.to_vec()) {
             if keys.len() == limit {
                 break;
             }
@@ -437,9 +439,10 @@ impl Batch<'_> {
                 keys.push(key);
             }
         }
-        let made = self.overlay.iter().filter(|(key, value)| {
-            value.is_some() && key.as_slice() >= from && key.as_slice() < to.as_slice()
-        });
+        let made = self
+            .overlay
+            .iter()
+            .filter(|(key, value)| value.is_some() && key.as_slice() >= from && key.as_slice() < to);
         keys.extend(made.map(|(key, _)| key.clone()));
         keys.sort();
         keys.dedup();
@@ -463,8 +466,9 @@ impl Batch<'_> {
     pub(super) fn marks(&mut self, room: &RoomId, user: &UserId, marks: Marks) -> Result<(), Error> {
         let key = codec::key2(Table::Marks, room.as_str(), user.as_str());
         let stored = self.engine.state.get(&key).map_err(engine_error)?;
-        let stored =
-            stored.map_or(Ok(Marks::default()), |value| codec::decode_marks(&value)).map_err(damaged)?;
+        let stored = stored
+            .map_or_else(|| Ok(Marks::default()), |value| codec::decode_marks(&value))
+            .map_err(damaged)?;
         let raised = stored.max(marks);
         if raised != stored {
             self.put(key, codec::encode_marks(raised));
@@ -532,7 +536,7 @@ impl Batch<'_> {
 
     pub(super) fn end_all_logins(&mut self, user: &UserId) -> Result<(), Error> {
         let prefix = codec::prefix(Table::UserLogins, user.as_str());
-        for key in self.seen_keys(&prefix, prefix_end(&prefix), usize::MAX)? {
+        for key in self.seen_keys(&prefix, &prefix_end(&prefix), usize::MAX)? {
             let login = codec::last_part(&key, &prefix, "user_logins").map_err(damaged)?;
             self.end_login(login)?;
         }
@@ -542,7 +546,7 @@ impl Batch<'_> {
     pub(super) fn sweep_logins(&mut self, now: UnixMs, limit: usize) -> Result<usize, Error> {
         let from = [Table::LoginExpiry as u8];
         let to = codec::expiry_key(UnixMs(now.0.saturating_add(1)), "");
-        let mut keys = self.seen_keys(&from, to, limit)?;
+        let mut keys = self.seen_keys(&from, &to, limit)?;
         keys.truncate(limit);
         for key in &keys {
             let (_, login) = codec::decode_expiry(key).map_err(damaged)?;

@@ -392,6 +392,25 @@ mod tests {
         check_files(&[&old, &commit(2, &[b"c"])], Err(0));
     }
 
+    proptest::proptest! {
+        #![proptest_config(proptest::test_runner::Config { cases: 64, ..Default::default() })]
+
+        /// Whatever stands behind whole commits: they stay, nothing panics, and a second look finds nothing to do.
+        #[test]
+        fn anything_may_follow(mut tail: Vec<u8>, begin in 0..5_u8) {
+            tail.insert(0, begin);
+            let whole = [commit(1, &[b"a"]), commit(2, &[b"b", b""])].concat();
+            let dir = store(&[&[&whole[..], &tail].concat()]);
+            let got = check(dir.path(), Tail::Trust).unwrap();
+            proptest::prop_assert_eq!(got.last_seqno, Some(2));
+            let left = std::fs::read(dir.path().join("0.jnl")).unwrap();
+            proptest::prop_assert!(left.starts_with(&whole));
+            let again = check(dir.path(), Tail::WriteAgain).unwrap();
+            proptest::prop_assert_eq!(again, Checked { last_seqno: Some(2), cut_bytes: 0 });
+            proptest::prop_assert_eq!(std::fs::read(dir.path().join("0.jnl")).unwrap(), left);
+        }
+    }
+
     #[test]
     fn lengths_are_not_believed() {
         let mut huge = commit(1, &[b"a"]);

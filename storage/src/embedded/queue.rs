@@ -292,9 +292,102 @@ impl Queue {
         !state.unsettled.is_empty()
     }
 
+    /// The writer is gone: nothing that waits will be written, and nothing is taken in any more.
+    pub(super) fn abandon(&self) {
+        let mut state = self.lock();
+        state.closed = true;
+        for (append, sink) in std::mem::take(&mut state.appends) {
+            let outcome = state.refusal(&append.room, NotDone::Closed);
+            // A sink that is full now has nobody left to offer it again.
+            drop(sink.try_send(vec![Completion { ticket: append.ticket, outcome }]));
+        }
+        state.ops.clear(); // a dropped answer says that it is not known
+    }
+
     /// Takes nothing in any more.
     pub(super) fn close(&self) {
         self.lock().closed = true;
         self.wake.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::contract::{batch, room, user, wait};
+
+    #[allow(clippy::disallowed_methods, reason = "a test without a runtime")]
+    fn now() -> Instant {
+        Instant::now()
+    }
+
+    fn queue() -> Queue {
+        Queue::new(std::sync::Arc::new(Metrics::new()))
+    }
+
+    #[test]
+    fn too_many_appends_are_refused_at_once() {
+        let queue = queue();
+        let (done, mut completions) = mpsc::channel(2);
+        let ours = room("r");
+        let group = |n: u64| (0..n).map(|ticket| Append { ticket, ..batch(&ours, 1, 1) }).collect::<Vec<_>>();
+        queue.append(group(APPENDS_MAX as u64), &done);
+        assert!(completions.try_recv().is_err(), "all of them wait");
+        queue.append(group(2), &done);
+        let refused = completions.try_recv().unwrap();
+        let outcome = Outcome::NotDone(NotDone::Overloaded);
+        assert_eq!(refused, [Completion { ticket: 0, outcome }, Completion { ticket: 1, outcome }]);
+        // A commit takes some; then there is room again.
+        assert_eq!(queue.take(Duration::ZERO, true, now).appends.len(), COMMIT_APPENDS);
+        queue.append(group(2), &done);
+        assert!(completions.try_recv().is_err());
+    }
+
+    #[test]
+    fn a_refusal_of_a_room_that_is_not_settled_is_unknown() {
+        let queue = queue();
+        let (done, mut completions) = mpsc::channel(4);
+        let rooms = [room("a"), room("b")];
+        assert_eq!(queue.unsettle(rooms.iter().cloned()).len(), 2);
+        assert_eq!(queue.unsettle(rooms[..1].iter().cloned()), [], "it was noted before");
+        assert!(queue.settle(rooms[1..].iter()), "one is left");
+        queue.close();
+        queue.append(rooms.iter().map(|room| batch(room, 1, 1)).collect(), &done);
+        let outcomes: Vec<_> = completions.try_recv().unwrap().iter().map(|done| done.outcome).collect();
+        assert_eq!(outcomes, [Outcome::Unknown, Outcome::NotDone(NotDone::Closed)]);
+    }
+
+    #[test]
+    fn marks_merge_and_have_a_bound() {
+        let queue = queue();
+        let marks =
+            |seen| Marks { delivered: Default::default(), seen: banyan_proto::id::Seq(seen), seen_n: 0 };
+        let of = |i: usize, seen| (room("r"), user(&format!("u{i}")), marks(seen));
+        queue.put_marks((0..MARKS_MAX + 10).map(|i| of(i, 1)).collect(), now());
+        queue.put_marks(vec![of(0, 5), of(0, 3), of(MARKS_MAX + 20, 9)], now());
+        let (mut taken, mut rounds) = (Vec::new(), 0);
+        queue.close(); // so that nothing waits for its time
+        loop {
+            let next = queue.take(Duration::ZERO, true, now);
+            taken.extend(next.marks);
+            rounds += 1;
+            if next.finished {
+                break;
+            }
+        }
+        assert_eq!((taken.len(), rounds), (MARKS_MAX, MARKS_MAX / COMMIT_MARKS_ALONE));
+        assert_eq!(taken[0], ((room("r"), user("u0")), marks(5)));
+    }
+
+    #[test]
+    fn an_abandoned_queue_leaves_nobody_waiting() {
+        let queue = queue();
+        let (done, mut completions) = mpsc::channel(4);
+        queue.append(vec![batch(&room("r"), 1, 1)], &done);
+        let waiting = queue.op(Op::EndLogin("x".to_owned()));
+        queue.abandon();
+        assert_eq!(completions.try_recv().unwrap()[0].outcome, Outcome::NotDone(NotDone::Closed));
+        assert!(matches!(wait(waiting), Err(Error::Unknown)));
+        assert!(matches!(wait(queue.op(Op::EndLogin("x".to_owned()))), Err(Error::Closed)));
     }
 }

@@ -38,6 +38,11 @@ impl Space {
         free.saturating_sub(self.written)
     }
 
+    /// The next question goes to the file system: what we believed may be why something failed.
+    pub(super) fn forget(&mut self) {
+        self.seen = None;
+    }
+
     pub(super) fn wrote(&mut self, bytes: u64) {
         self.written = self.written.saturating_add(bytes);
     }

@@ -47,7 +47,7 @@ impl Health {
         self.degraded.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn set(&self, reason: Option<String>) {
+    pub(super) fn set(&self, reason: Option<String>) {
         *self.degraded.lock().unwrap_or_else(PoisonError::into_inner) = reason;
     }
 }
@@ -213,7 +213,7 @@ impl Writer {
         let empty = batch.is_empty();
         let committed = if empty { Committed::Done } else { batch.commit() };
         drop(guard);
-        if !empty {
+        if !empty && matches!(committed, Committed::Done) {
             self.space.wrote(bytes);
             self.metrics.commits.increment(1);
             self.metrics.commit_seconds.record(now().saturating_duration_since(started).as_secs_f64());
@@ -236,7 +236,7 @@ impl Writer {
                 self.refuse(appends, NotDone::Unavailable);
                 let reason = "the engine's background work failed";
                 for (answer, reply) in replies {
-                    drop(answer.send(reply.and(Err(Error::Unavailable(reason.to_owned())))));
+                    drop(answer.send(reply.and_then(|_| Err(Error::Unavailable(reason.to_owned())))));
                 }
                 self.fail(reason.to_owned(), None);
             }
@@ -255,6 +255,7 @@ impl Writer {
     }
 
     fn fail(&mut self, reason: String, cut_off: Option<CutOff>) {
+        self.space.forget();
         let at = now();
         let wait = match self.last_trouble {
             Some((wait, when)) if at.saturating_duration_since(when) < STEADY => (wait * 2).min(RETRY_MAX),
