@@ -119,7 +119,7 @@ await run("two-pages", async ({ step, person }) => {
     await ada.page.keyboard.type("this is the second.");
     await ada.page.keyboard.press("Enter");
     await acked(ada.page, "Two lines:");
-    const entry = bob.page.getByRole("navigation", { name: "Rooms" }).getByRole("link", { name: /Ada Lovelace/ });
+    const entry = bob.page.getByRole("navigation", { name: "Rooms" }).getByRole("link", { name: /^Ada Lovelace/ });
     await entry.click();
     await message(bob.page, "Two lines:").waitFor();
     await message(bob.page, "Two lines:").hover();
@@ -164,6 +164,7 @@ await run("two-pages", async ({ step, person }) => {
     await bob.page.goto(`${url}/#/`);
     await bob.page.goto(link);
     await bob.page.getByRole("button", { name: "Join room" }).click();
+    await message(bob.page, "one trunk for every core").waitFor(); // what was before is there again
     await say(bob.page, "Here again.");
     await message(ada.page, "Here again.").waitFor();
   });
@@ -230,7 +231,9 @@ async function scene(ada, bob, tag, path) {
   await say(bob.page, "Done: v0.1.0 is out!");
   await acked(bob.page, "is out!");
   await page.bringToFront();
-  await page.locator(".badge").first().waitFor();
+  const entry = page.getByRole("link", { name: /^Release train/ });
+  await entry.locator(".badge", { hasText: /^2/ }).waitFor();
+  await eventually("the last message in the list", async () => (await entry.innerText()).includes("is out!"));
   await page.mouse.move(1279, 1);
   await page.screenshot({ path });
 }

@@ -264,6 +264,11 @@ export class Session {
     if (cursor && this.open !== room) cursor.last = null;
   }
 
+  /** Forgets an ended room altogether, so that a return to it starts afresh. */
+  release(room: string): void {
+    if (this.open !== room) this.cursors.delete(room);
+  }
+
   send(room: string, text: string, options: { reply_to?: number; mentions?: string[] } = {}): Pending {
     const pending = this.outbox.add(this.host.now(), {
       room,

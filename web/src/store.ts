@@ -321,8 +321,13 @@ export class Store {
     if (!room) return;
     room.ended = { code };
     room.info.role = "none";
-    if (!(this.place.at === "room" && this.place.room === id)) this.rooms.delete(id);
+    if (!(this.place.at === "room" && this.place.room === id)) this.drop(id);
     this.touch("rooms", "room", "log", "members");
+  }
+
+  private drop(id: string): void {
+    this.rooms.delete(id);
+    this.session.release(id);
   }
 
   private onEvent(event: RoomEvent): void {
@@ -363,6 +368,10 @@ export class Store {
     const gone = left?.user ?? removed?.user;
     if (gone !== undefined && room.members.delete(gone)) room.memberCount--;
     if (role_changed) {
+      // there is one owner: who hands over becomes admin
+      if (role_changed.role === "owner") {
+        for (const member of room.members.values()) if (member.role === "owner") member.role = "admin";
+      }
       const member = room.members.get(role_changed.user);
       if (member) member.role = role_changed.role;
       if (role_changed.user === this.me.user) room.info.role = role_changed.role;
@@ -413,7 +422,6 @@ export class Store {
   go(id: string | null): void {
     const before = this.openRoom;
     if (before) before.newAbove = null;
-    if (before?.ended && before.info.room !== id) this.rooms.delete(before.info.room);
     if (id === null) {
       this.place = { at: "home" };
       this.session.openRoom(null);
@@ -434,6 +442,7 @@ export class Store {
         if (this.listed && this.link.state === "online") void this.knock(id);
       }
     }
+    if (before?.ended && before.info.room !== id) this.drop(before.info.room);
     this.touch("rooms", "room", "log", "members");
   }
 

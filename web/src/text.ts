@@ -87,6 +87,7 @@ export const HUES = 8;
 export function hue(id: string): number {
   let h = 2166136261;
   for (let i = 0; i < id.length; i++) h = Math.imul(h ^ id.charCodeAt(i), 16777619);
+  h ^= h >>> 15; // the low bits alone know only the low bits of the text
   return (h >>> 0) % HUES;
 }
 

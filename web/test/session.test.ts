@@ -248,6 +248,31 @@ test("after 113 the log is searched: not there, it is sent with the head of the 
   assert.deepEqual([again.client_msg_id, again.since], ["m1", 12]);
 });
 
+test("a search that loses its connection starts over with the same id and since", async () => {
+  const world = await inRoom();
+  world.session.send("r", "mine");
+  const first = await world.refuse("send", 113);
+  assert.equal(world.session.outbox.of("r")[0]?.state, "searching");
+  await world.close(1006);
+  await world.pass(20_000);
+  await world.online([aRoom("r", 3)]);
+  assert.deepEqual(world.take("send").body, first);
+});
+
+test("the reply to an outdated subscribe does not say where a room starts", async () => {
+  const world = new World();
+  world.session.openRoom("b");
+  await world.online([aRoom("b", 1)]);
+  await world.say({ room: aRoom("a", 80) });
+  const passive = world.take("subscribe");
+  world.session.openRoom("a");
+  const info = { room: "a", log: "log-a", head: 80, n: 80, from: 81, role: "member", delivered: 0, seen: 0, seen_n: 0 };
+  await world.say({ id: passive.id, subscribe: { rooms: [info] } });
+  assert.equal(world.of("start").filter((o) => o.room === "a").length, 0);
+  await world.answerSubscribe([aRoom("a", 80), aRoom("b", 1)]);
+  assert.deepEqual(world.of("start").filter((o) => o.room === "a").map((o) => o.from), [31]);
+});
+
 test("close codes: who comes back, who does not", async () => {
   const rows: [code: number, state: string][] = [
     [1000, "waiting"], [1001, "waiting"], [1006, "waiting"], [3000, "waiting"], [3001, "waiting"], [3004, "waiting"],

@@ -160,7 +160,7 @@ export class AppView {
     if (!this.element.isConnected) return;
     if (dirty.has("link")) this.drawBanner();
     if (dirty.has("link") || dirty.has("me")) this.rooms.renderMe();
-    if (dirty.has("rooms")) this.rooms.render();
+    if (dirty.has("rooms") || dirty.has("link")) this.rooms.render();
     if (dirty.has("room") || dirty.has("rooms") || dirty.has("members")) this.drawPlace();
     if (dirty.has("room") || dirty.has("link")) this.composer.render();
     if (dirty.has("log") || dirty.has("room") || dirty.has("link")) this.log.render();

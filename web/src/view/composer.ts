@@ -87,7 +87,7 @@ export class Composer {
     if (room.info.room !== this.room) {
       this.room = room.info.room;
       this.input.value = room.draft;
-      this.input.placeholder = `Message ${this.store.roomName(room.info)}`;
+      this.input.placeholder = `Message ${excerpt(this.store.roomName(room.info), 28)}`;
       this.input.setAttribute("aria-label", `Message to ${this.store.roomName(room.info)}`);
       this.measure();
     }

@@ -60,8 +60,10 @@ export function icon(name: IconName, className = ""): SVGSVGElement {
   return svg;
 }
 
-/** A name that cannot turn the text around it. */
-export const bdi = (name: string): HTMLElement => h("bdi", {}, name);
+const TURNING = /[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]/gu;
+
+/** A name that turns neither the text around it nor itself. */
+export const bdi = (name: string): HTMLElement => h("bdi", {}, name.replace(TURNING, ""));
 
 /** A round picture of a name; says nothing to a screen reader, the name stands beside it. */
 export function avatar(id: string, letters: string, hue: number, className = ""): HTMLElement {

@@ -447,7 +447,8 @@ export class LogView {
     const text = event?.message ? excerpt(event.message.text, 90) : "An earlier message";
     return h(
       "button",
-      { class: "quote", type: "button", "data-part": "quote", "aria-label": "Go to the message that this one answers", click: () => this.reveal(seq) },
+      { class: "quote", type: "button", "data-part": "quote", title: "Go to that message", click: () => this.reveal(seq) },
+      h("span", { class: "hidden-text" }, "In reply to "),
       event ? h("strong", {}, bdi(event.sender_name)) : null,
       h("span", { dir: "auto" }, text),
     );
@@ -479,7 +480,7 @@ export class LogView {
       if (piece.link !== undefined) {
         return h("a", { href: piece.link, target: "_blank", rel: "noopener noreferrer nofollow" }, piece.text);
       }
-      if (piece.mention) return h("mark", { class: mentionName(piece.text.slice(1)) === me ? "mention me" : "mention" }, piece.text);
+      if (piece.mention) return h("mark", { class: mentionName(piece.text.slice(1)) === me ? "mention mine" : "mention" }, piece.text);
       return piece.text;
     });
     return h("div", { class: "text", dir: "auto" }, ...parts);

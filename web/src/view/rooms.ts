@@ -131,7 +131,7 @@ export class RoomsView {
 
   private lastLine(room: RoomState): { who: string; text: string } {
     const unsent = this.store.session.outbox.of(room.info.room).at(-1);
-    if (unsent) return { who: unsent.state === "failed" ? "Not sent" : "Sending", text: unsent.text };
+    if (unsent) return { who: unsent.state === "failed" ? "Not sent" : this.store.link.state === "online" ? "Sending" : "Waiting", text: unsent.text };
     if (room.draft.trim() && this.store.openRoom !== room) return { who: "Draft", text: room.draft.trim() };
     const { last, kind } = room.info;
     if (!last) return { who: "", text: "No messages yet" };
