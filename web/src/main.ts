@@ -79,6 +79,7 @@ const app = new AppView(store, {
 function showSign(notice: string): void {
   document.querySelectorAll("dialog").forEach((dialog) => dialog.close());
   document.title = "Banyan";
+  app.reset();
   const view = signView(account, notice, showApp);
   document.body.replaceChildren(view.element);
   view.focus();
@@ -94,6 +95,7 @@ function showApp(): void {
   }
   store.me = { user: login.user, name: login.name };
   document.body.replaceChildren(app.element);
+  app.focus();
   session.start();
   follow();
   store.touch("link", "me", "rooms", "room", "log");

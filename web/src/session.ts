@@ -109,6 +109,8 @@ const PROBE_TIMEOUT_MS = 4_000;
 const BACKOFF_BASE_MS = 500;
 const BACKOFF_CAP_MS = 20_000;
 const STABLE_MS = 60_000;
+/** A room that cannot be subscribed is asked again, ever more seldom. */
+const RESUBSCRIBE_CAP_MS = 30_000;
 const MARK_EVERY_MS = 600;
 const MARKS_A_ROUND = 20;
 const WAITING_MAX = 256;
@@ -178,6 +180,7 @@ export class Session {
   private attempt = 0;
   private serverWaitUntil: number | null = null;
   private renewedAt = -Infinity;
+  private resubscribes = 0;
   private timers: Record<"connect" | "retry" | "alive" | "stable" | "mark" | "outbox" | "move" | "resubscribe", (() => void) | null> = {
     connect: null,
     retry: null,
@@ -439,6 +442,7 @@ export class Session {
       this.cancel("connect");
       this.ready = true;
       this.everOnline = true;
+      this.resubscribes = 0;
       this.adopt(rooms);
       this.setLink({ state: "online" });
       this.setTimer("stable", STABLE_MS, () => {
@@ -680,6 +684,9 @@ export class Session {
     // the open room first: it is what the person waits for
     const asked = rooms.filter((room) => this.cursors.get(room)?.state === "none");
     asked.sort((a, b) => Number(b === this.open) - Number(a === this.open));
+    let taken = 0;
+    for (const { state } of this.cursors.values()) if (state !== "none" && state !== "ended") taken++;
+    asked.length = Math.min(asked.length, Math.max(1, this.limits.subscriptions - taken)); // the server takes no more
     for (let i = 0; i < asked.length; i += this.limits.rooms_per_subscribe) {
       this.subscribePage(asked.slice(i, i + this.limits.rooms_per_subscribe));
     }
@@ -716,7 +723,8 @@ export class Session {
   }
 
   private subscribeAgain(retryAfterMs?: number): void {
-    const ms = retryAfterMs ?? 500 + this.host.random() * 2_000;
+    const ms = retryAfterMs ?? 500 + this.host.random() * Math.min(RESUBSCRIBE_CAP_MS, 1_000 * 2 ** Math.min(this.resubscribes, 10));
+    this.resubscribes++;
     this.setTimer("resubscribe", ms, () => this.subscribe([...this.cursors.keys()]));
   }
 

@@ -21,8 +21,8 @@ export class Timeline {
   items: Item[] = [];
   /** There is more of the log below the first item. */
   more = false;
-  /** Rises with every change. */
-  version = 0;
+  /** Rises when what was held is thrown away. */
+  life = 0;
 
   get first(): number | undefined {
     const item = this.items[0];
@@ -37,7 +37,7 @@ export class Timeline {
   reset(): void {
     this.items = [];
     this.more = false;
-    this.version++;
+    this.life++;
   }
 
   /** Begins at `from`: what is below was not asked for. */
@@ -50,14 +50,12 @@ export class Timeline {
     const last = this.last;
     if (last !== undefined && event.seq <= last) return;
     this.items.push({ type: "event", event });
-    this.version++;
   }
 
   appendGap(from: number, to: number, lost: boolean): void {
     const start = Math.max(from, (this.last ?? 0) + 1);
     if (start > to) return;
     this.items.push({ type: "gap", from: start, to, lost });
-    this.version++;
   }
 
   /** Puts in a page of history that speaks for all of `low..high`. */
@@ -85,7 +83,6 @@ export class Timeline {
     }
     kept.sort((a, b) => firstSeq(a) - firstSeq(b));
     this.items = kept;
-    this.version++;
   }
 
   /** The page of `history {before}`: it speaks from its lowest seq (or the beginning) up to the bound. */
@@ -125,7 +122,6 @@ export class Timeline {
       const to = this.last as number;
       this.items = [...kept, { type: "gap", from, to, lost: false }];
     }
-    this.version++;
   }
 
   event(seq: number): RoomEvent | undefined {

@@ -119,6 +119,31 @@ test("a room whose owner did not answer is asked again", async () => {
   assert.equal(world.has("subscribe"), true);
 });
 
+test("a subscribe that is refused as a whole is tried again, ever more seldom, and never beyond the server's limit", async () => {
+  const world = new World();
+  world.chance = 0.999;
+  world.session.openRoom("r");
+  await world.online(Array.from({ length: 1_005 }, (_, i) => aRoom(i === 0 ? "r" : `r${i}`)), {});
+  let asked = world.of("subscribed").length;
+  while (world.has("subscribe")) asked += (await world.answerSubscribe([])).length;
+  assert.equal(asked, 1_000);
+  const waits: number[] = [];
+  await world.close(1006);
+  await world.pass(20_000);
+  world.socket.handlers.open();
+  await world.settle();
+  await world.answer("auth", { user: "u1", name: "Ada", expires_at: 9e12, server_time: 0, ping_interval_ms: 9e6 });
+  await world.answer("rooms", { rooms: [aRoom("r")], more: false });
+  for (let i = 0; i < 7; i++) {
+    await world.refuse("subscribe", 108);
+    const from = world.time;
+    while (!world.has("subscribe")) await world.pass(100);
+    waits.push(world.time - from);
+  }
+  assert.ok(waits.every((ms, i) => i === 0 || ms >= (waits[i - 1] as number)), `${waits}`);
+  assert.ok((waits[0] as number) < 2_000 && (waits.at(-1) as number) > 20_000, `${waits}`);
+});
+
 test("opening another room swaps live and passive and keeps the place of the old one", async () => {
   const world = new World();
   world.session.openRoom("a");

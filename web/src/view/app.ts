@@ -91,6 +91,23 @@ export class AppView {
     setInterval(() => this.schedule(new Set(["rooms"])), 60_000);
   }
 
+  /** Forgets what was drawn: the next one to sign in may be somebody else. */
+  reset(): void {
+    this.log.clear();
+    this.composer.clear();
+    this.headerSig = "";
+    this.doorSig = "";
+    this.shownPlace = "";
+    this.wasOffline = false;
+    this.announcer.textContent = "";
+    if (!this.details.element.hidden) this.toggleDetails();
+  }
+
+  /** Where the keyboard is after signing in. */
+  focus(): void {
+    this.rooms.focus();
+  }
+
   // ------------------------------------------------------------ going about
 
   private open(room: string): void {

@@ -55,6 +55,12 @@ export class Composer {
     this.input.focus();
   }
 
+  /** Forgets what was written here; drafts are kept by the store. */
+  clear(): void {
+    this.room = null;
+    this.input.value = "";
+  }
+
   private send(): void {
     const room = this.store.openRoom;
     const text = this.input.value.replace(/\s+$/u, "").replace(/^\s*\n/u, "");
@@ -83,7 +89,10 @@ export class Composer {
 
   render(): void {
     const room = this.store.openRoom;
-    if (!room) return;
+    if (!room) {
+      this.clear();
+      return;
+    }
     if (room.info.room !== this.room) {
       this.room = room.info.room;
       this.input.value = room.draft;

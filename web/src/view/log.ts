@@ -33,6 +33,7 @@ export class LogView {
   private readonly keyed = new Keyed();
   private readonly store: Store;
   private room: string | null = null;
+  private life = 0;
   /** First and last seq in the window; null: from there to the end. */
   private fromSeq: number | null = null;
   private toSeq: number | null = null;
@@ -62,8 +63,12 @@ export class LogView {
     }).observe(this.scroller);
   }
 
-  focus(): void {
-    this.scroller.focus();
+  /** Forgets what was drawn: somebody else may sign in next. */
+  clear(): void {
+    this.room = null;
+    this.keyed.clear();
+    this.rows.replaceChildren();
+    this.announcer.replaceChildren();
   }
 
   /** Shows the newest message and follows from there. */
@@ -79,13 +84,12 @@ export class LogView {
   render(): void {
     const state = this.store.openRoom;
     if (!state) {
-      this.room = null;
-      this.keyed.clear();
-      this.rows.replaceChildren();
+      this.clear();
       return;
     }
-    if (state.info.room !== this.room) {
+    if (state.info.room !== this.room || state.timeline.life !== this.life) {
       this.room = state.info.room;
+      this.life = state.timeline.life;
       this.fromSeq = null;
       this.toSeq = null;
       this.atEnd = true;
@@ -146,6 +150,9 @@ export class LogView {
     state.reader = this.atEnd ? "end" : "start";
     const { items } = state.timeline;
     const [start, end] = this.range(items);
+    const top = items[start];
+    // who reads back keeps the rows that are there, however many come in below
+    if (!this.atEnd && this.fromSeq === null && top) this.fromSeq = firstSeq(top);
     if (scrollTop < NEAR_PX && start > 0) {
       this.moveWindow(items, start - STEP, Math.min(end, start - STEP + ROWS_MAX));
       return;
@@ -343,7 +350,7 @@ export class LogView {
 
   private lineRow(event: RoomEvent): Row {
     const { store } = this;
-    const name = (user: string) => (user === store.me.user ? "You" : store.nameOf(user));
+    const name = (user: string) => (user === store.me.user ? "You" : user === event.sender && event.sender_name ? event.sender_name : store.nameOf(user));
     const who = event.sender === store.me.user ? "You" : event.sender_name || name(event.sender);
     const object = (user: string) => bdi(user === store.me.user ? "you" : store.nameOf(user));
     const parts: (string | HTMLElement)[] = [];

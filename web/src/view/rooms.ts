@@ -63,6 +63,10 @@ export class RoomsView {
     );
   }
 
+  focus(): void {
+    this.element.querySelector<HTMLElement>(".find")?.focus();
+  }
+
   private arrows(event: KeyboardEvent): void {
     const links = [...this.list.querySelectorAll<HTMLElement>("a")];
     const at = links.indexOf(document.activeElement as HTMLElement);
