@@ -24,7 +24,10 @@ try {
     logLevel: "warning",
   });
   const files = readdirSync(outdir).map((name) => join(outdir, name));
-  const run = spawnSync(process.execPath, ["--enable-source-maps", "--test", ...files], { stdio: "inherit" });
+  const run = spawnSync(process.execPath, ["--enable-source-maps", "--test", ...files], {
+    stdio: "inherit",
+    env: { ...process.env, WEB_ROOT: join(here, "..") },
+  });
   process.exitCode = run.status ?? 1;
 } finally {
   rmSync(outdir, { recursive: true, force: true });
