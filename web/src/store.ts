@@ -164,11 +164,12 @@ export class Store {
       case "subscribed": {
         const room = this.rooms.get(output.info.room);
         if (!room) break;
+        // a reset has come before this and has put head and n to zero
         room.info.log = output.info.log;
-        room.info.head = output.info.head;
+        room.info.head = Math.max(room.info.head, output.info.head);
         room.info.role = output.info.role;
         if (output.info.n > room.info.n) this.previewLater(room.info.room);
-        room.info.n = output.info.n;
+        room.info.n = Math.max(room.info.n, output.info.n);
         if (output.mode === "live") void this.loadMembers(room.info.room);
         this.touch("rooms", "room");
         break;
@@ -288,7 +289,13 @@ export class Store {
       // ours may be ahead of what was said when the list was made
       const same = room.info.log === info.log;
       const seen = same ? Math.max(room.info.seen, info.seen) : info.seen;
-      room.info = { ...info, seen, seen_n: same && room.info.seen > info.seen ? room.info.seen_n : info.seen_n };
+      const was = room.info;
+      room.info = { ...info, seen, seen_n: same && was.seen > info.seen ? was.seen_n : info.seen_n };
+      if (same) {
+        room.info.head = Math.max(was.head, info.head);
+        room.info.n = Math.max(was.n, info.n);
+        if (was.last && was.last.seq > (info.last?.seq ?? 0)) room.info.last = was.last;
+      }
       if (info.last) room.activity = Math.max(room.activity, info.last.at);
     }
     room.ended = null;

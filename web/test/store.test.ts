@@ -138,6 +138,14 @@ test("an announced gap is shown and can be loaded", async () => {
   assert.deepEqual(page.seqs("a"), [1, "2-3", 4, 5, 6]);
 });
 
+test("news about a room that is older than what is here takes nothing back", async () => {
+  const page = await Page.open([aRoom("a", 1)], "a", { a: { from: 1 } });
+  for (const seq of [1, 2, 3]) await page.say({ event: anEvent("a", seq) });
+  await page.say({ room: aRoom("a", 2, { name: "Renamed", last: { seq: 2, at: 1, sender_name: "Bob", text: "text 2" } }) });
+  const { info } = page.room("a");
+  assert.deepEqual([info.name, info.head, info.n, info.last?.text], ["Renamed", 3, 3, "text 3"]);
+});
+
 test("members, roles and names follow the events", async () => {
   const page = await Page.open([aRoom("a", 1, { role: "owner" })], "a", { a: { from: 1, role: "owner" } });
   await page.answer("members", {
