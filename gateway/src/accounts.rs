@@ -18,9 +18,10 @@ mod metrics;
 
 use std::hash::BuildHasher as _;
 use std::net::IpAddr;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use banyan_gateway_core::bucket::{Buckets, Rate};
@@ -210,11 +211,13 @@ impl Service {
         }
     }
 
-    async fn reload_keys(&self, seen: &mut Option<SystemTime>) {
+    async fn reload_keys(&self, seen: &mut Option<(u64, i64, i64)>) {
         let Some(dir) = self.0.keys_dir.clone() else { return };
         let before = *seen;
         let looked = tokio::task::spawn_blocking(move || {
-            let changed = std::fs::metadata(dir.join(keys::FILE)).and_then(|file| file.modified()).ok()?;
+            let file = std::fs::metadata(dir.join(keys::FILE)).ok()?;
+            // A rotation makes a new file; one of the very same time has another number still.
+            let changed = (file.ino(), file.mtime(), file.mtime_nsec());
             (before != Some(changed)).then(|| (changed, Keys::load(&dir)))
         });
         match looked.await {

@@ -174,11 +174,11 @@ impl Backend {
         command: Checked,
     ) -> Result<Body, v1::Error> {
         match command {
-            Checked::Room { room, command } => self.call(person, origin, room, command).await,
+            Checked::Room { room, command } => self.call(person, origin, &room, command).await,
             Checked::Create(create) => self.create(person, origin, create).await,
             Checked::Add { room, users } => {
                 let users = resolve(&users, self.0.accounts.persons(&users).await?)?;
-                self.call(person, origin, room, RoomCommand::Add { users }).await
+                self.call(person, origin, &room, RoomCommand::Add { users }).await
             }
             Checked::Rooms { after, limit } => self.rooms(person, after, limit).await.map(Body::Rooms),
             Checked::FindUser { username } => {
@@ -199,7 +199,7 @@ impl Backend {
         &self,
         person: &Person,
         origin: Origin,
-        room: RoomId,
+        room: &RoomId,
         command: RoomCommand,
     ) -> Result<Body, v1::Error> {
         let deadline = self.deadline();
@@ -221,7 +221,7 @@ impl Backend {
             (NewRoom::Direct, Some(other)) => direct::room_id(&person.user, &other.user),
             (NewRoom::Fresh | NewRoom::Direct, _) => fresh_room_id(self.0.accounts.now())?,
         };
-        self.call(person, origin, room, RoomCommand::Create { kind, name, public, members }).await
+        self.call(person, origin, &room, RoomCommand::Create { kind, name, public, members }).await
     }
 
     /// The caller's rooms, each as its owner says that it stands. Rooms that were left meanwhile are not among them.
@@ -238,7 +238,7 @@ impl Backend {
             let last = page.last().cloned();
             // All are asked before the first answer is waited for.
             let asked: Vec<_> = page
-                .into_iter()
+                .iter()
                 .map(|room| self.ask_room(person, Origin(0), room, RoomCommand::Summary))
                 .collect::<Result<_, _>>()?;
             let mut rooms = Vec::with_capacity(asked.len());
@@ -285,12 +285,12 @@ impl Backend {
         &self,
         person: &Person,
         origin: Origin,
-        room: RoomId,
+        room: &RoomId,
         command: RoomCommand,
     ) -> Result<Asked, v1::Error> {
         self.ask(|ticket| {
             let call = Box::new(RoomCall { ticket, caller: person.clone(), origin, command });
-            self.0.shards.to_room(&room, self.batch(ToShard::Room { room: room.clone(), call }))
+            self.0.shards.to_room(room, self.batch(ToShard::Room { room: room.clone(), call }))
         })
     }
 

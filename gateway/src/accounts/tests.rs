@@ -1,7 +1,8 @@
 //! The service on the in-memory store.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
+use banyan_storage::BoxFuture;
 use banyan_storage::memory::{Faults, Memory};
 
 use super::keys::Algorithm;
@@ -25,14 +26,84 @@ fn cheap() -> Options {
     }
 }
 
-fn world_with(options: Options) -> World {
+/// A store in which every question lets others go first, now more, now fewer of them (the same in every run): races
+/// come out in many ways.
+#[derive(Debug)]
+struct Yielding(Memory, AtomicU32);
+
+impl Yielding {
+    fn pauses(&self) -> u32 {
+        // The finaliser of MurmurHash3 over a counter, upper three bits.
+        let mut hash = self.1.fetch_add(1, Ordering::Relaxed);
+        hash = (hash ^ (hash >> 16)).wrapping_mul(0x85eb_ca6b);
+        hash = (hash ^ (hash >> 13)).wrapping_mul(0xc2b2_ae35);
+        (hash ^ (hash >> 16)) >> 29
+    }
+}
+
+macro_rules! after_others {
+    ($self:ident, $question:ident($($argument:expr),*)) => {{
+        let (answer, pauses) = ($self.0.clone(), $self.pauses());
+        Box::pin(async move {
+            for _ in 0..pauses {
+                tokio::task::yield_now().await;
+            }
+            Accounts::$question(&answer, $($argument),*).await
+        })
+    }};
+}
+
+impl Accounts for Yielding {
+    fn create_user(&self, row: UserRow) -> BoxFuture<'static, Result<Creation, StoreError>> {
+        after_others!(self, create_user(row))
+    }
+
+    fn user_by_username(&self, username: &str) -> BoxFuture<'static, Result<Option<UserRow>, StoreError>> {
+        let username = username.to_owned();
+        after_others!(self, user_by_username(&username))
+    }
+
+    fn user(&self, user: &UserId) -> BoxFuture<'static, Result<Option<UserRow>, StoreError>> {
+        let user = user.clone();
+        after_others!(self, user(&user))
+    }
+
+    fn put_user(&self, row: UserRow) -> BoxFuture<'static, Result<(), StoreError>> {
+        after_others!(self, put_user(row))
+    }
+
+    fn put_login(&self, row: LoginRow) -> BoxFuture<'static, Result<(), StoreError>> {
+        after_others!(self, put_login(row))
+    }
+
+    fn login(&self, login: &str) -> BoxFuture<'static, Result<Option<LoginRow>, StoreError>> {
+        let login = login.to_owned();
+        after_others!(self, login(&login))
+    }
+
+    fn end_login(&self, login: &str) -> BoxFuture<'static, Result<(), StoreError>> {
+        let login = login.to_owned();
+        after_others!(self, end_login(&login))
+    }
+
+    fn end_all_logins(&self, user: &UserId) -> BoxFuture<'static, Result<(), StoreError>> {
+        let user = user.clone();
+        after_others!(self, end_all_logins(&user))
+    }
+
+    fn sweep_logins(&self, now: UnixMs) -> BoxFuture<'static, Result<usize, StoreError>> {
+        after_others!(self, sweep_logins(now))
+    }
+}
+
+fn world_with(mut options: Options) -> World {
     let memory = Memory::new();
     let clock = Arc::new(AtomicU64::new(START));
     let reads = Arc::clone(&clock);
-    let options = Options { clock: Clock::new(move || UnixMs(reads.load(Ordering::Relaxed))), ..options };
+    options.clock = Clock::new(move || UnixMs(reads.load(Ordering::Relaxed)));
     let keys = Keys::generate(Algorithm::HS256, UnixMs(START)).unwrap();
     let faults = memory.faults();
-    let store: Arc<dyn Accounts> = Arc::new(memory);
+    let store: Arc<dyn Accounts> = Arc::new(Yielding(memory, AtomicU32::new(0)));
     let service = Service::new(options, Arc::clone(&store), keys.clone(), None).unwrap();
     World { service, store, faults, clock, keys }
 }
@@ -226,23 +297,25 @@ async fn renewal_keeps_the_login_and_its_end() {
 #[tokio::test]
 async fn a_renewal_does_not_revive_a_login_that_ends_meanwhile() {
     let world = world();
-    for _ in 0..50 {
-        let granted = world.service.login("ann", "correct horse", LOCAL).await;
-        let granted = match granted {
-            Ok(granted) => granted,
-            Err(_) => world.ann().await,
-        };
+    world.ann().await;
+    let mut both = 0;
+    for round in 0..200 {
+        let granted = world.service.login("ann", "correct horse", LOCAL).await.unwrap();
         let (renews, ends) = (world.service.clone(), world.service.clone());
         let (one, other) = (granted.token.clone(), granted.token.clone());
         let renewed = tokio::spawn(async move { renews.renew(&one).await });
-        let ended = tokio::spawn(async move { ends.logout(&other, false).await });
-        let (renewed, ended) = (renewed.await.unwrap(), ended.await.unwrap());
-        ended.unwrap();
+        tokio::spawn(async move { ends.logout(&other, round % 2 == 0).await }).await.unwrap().unwrap();
         assert_eq!(world.service.authenticate(&granted.token).await, Err(Refusal::Unauthenticated));
-        if let Ok(renewed) = renewed {
-            assert_eq!(world.service.authenticate(&renewed.token).await, Err(Refusal::Unauthenticated));
+        // The renewal may be done only now.
+        if let Ok(renewed) = renewed.await.unwrap() {
+            both += 1;
+            let revived = world.service.authenticate(&renewed.token).await;
+            assert_eq!(revived, Err(Refusal::Unauthenticated), "round {round}");
         }
+        // Past the millisecond whose tokens have ended.
+        world.pass(2);
     }
+    assert!(both > 0, "the two never met");
 }
 
 #[tokio::test]

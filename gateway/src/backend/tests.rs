@@ -148,7 +148,7 @@ async fn an_owner_that_fails_fails_the_list() {
 async fn silence_is_108_at_the_deadline() {
     let world = world(100, |_| Verdict::Silent);
     let begun = Instant::now();
-    let error = world.backend.call(&me(), Origin(0), room("r"), RoomCommand::Join).await.unwrap_err();
+    let error = world.backend.call(&me(), Origin(0), &room("r"), RoomCommand::Join).await.unwrap_err();
     assert_eq!((error.code, begun.elapsed()), (108, Duration::from_secs(10)));
     assert_eq!(world.backend.open().as_ref().unwrap().len(), 0);
 }
@@ -159,18 +159,18 @@ async fn beyond_the_bound_and_a_full_owner_are_112() {
         ToShard::Room { room, .. } if room.as_str() == "full" => Verdict::Full,
         _ => Verdict::Silent,
     });
-    let full = world.backend.call(&me(), Origin(0), room("full"), RoomCommand::Join).await.unwrap_err();
+    let full = world.backend.call(&me(), Origin(0), &room("full"), RoomCommand::Join).await.unwrap_err();
     assert_eq!((full.code, full.retry_after_ms), (112, Some(RETRY_MS)));
     let waiting: Vec<_> = (0..2)
         .map(|_| {
             let backend = world.backend.clone();
-            tokio::spawn(async move { backend.call(&me(), Origin(0), room("r"), RoomCommand::Join).await })
+            tokio::spawn(async move { backend.call(&me(), Origin(0), &room("r"), RoomCommand::Join).await })
         })
         .collect();
     while world.seen.lock().unwrap().len() < 2 {
         tokio::task::yield_now().await;
     }
-    let third = world.backend.call(&me(), Origin(0), room("r"), RoomCommand::Join).await.unwrap_err();
+    let third = world.backend.call(&me(), Origin(0), &room("r"), RoomCommand::Join).await.unwrap_err();
     assert_eq!(third.code, 112);
     // Who gives up makes room.
     waiting[0].abort();
