@@ -41,6 +41,17 @@ pub trait Shards: Send + Sync + fmt::Debug + 'static {
     fn to_user(&self, user: &UserId, batch: ToShardBatch) -> Result<(), ToShardBatch>;
 }
 
+/// The shard of this process.
+impl Shards for banyan_shard::Handle {
+    fn to_room(&self, room: &RoomId, batch: ToShardBatch) -> Result<(), ToShardBatch> {
+        self.try_send(self.worker_of(room.as_str()), batch)
+    }
+
+    fn to_user(&self, user: &UserId, batch: ToShardBatch) -> Result<(), ToShardBatch> {
+        self.try_send(self.worker_of_user(user.as_str()), batch)
+    }
+}
+
 #[derive(Debug, Clone, Copy)]
 pub struct Options {
     /// The link that answers come back on; nobody else may use it.

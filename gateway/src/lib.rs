@@ -4,5 +4,6 @@ pub mod admission;
 pub mod aside;
 pub mod backend;
 pub mod clock;
+pub mod http;
 pub mod listener;
 pub mod worker;
