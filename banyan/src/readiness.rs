@@ -9,10 +9,6 @@ pub(crate) enum State {
     Starting,
     Ready,
     /// Serving, but something is amiss that a person should look at.
-    #[cfg_attr(
-        not(test),
-        expect(dead_code, reason = "said by the store once it is part of the node: disk full")
-    )]
     Degraded {
         why: String,
     },

@@ -5,6 +5,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -15,9 +16,13 @@ use tokio_util::sync::CancellationToken;
 use crate::config::Config;
 use crate::failure::{Exit, Failure, words};
 use crate::metrics::{Metrics, UPKEEP_INTERVAL};
+use crate::node::Node;
 use crate::ops::{self, Ops};
 use crate::readiness::{Readiness, State};
 use crate::{data_dir, output, process, telemetry};
+
+/// How often the node is asked how it does.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Runs a node with this configuration until it is told to stop.
 pub(crate) fn run(mut config: Config) -> Result<(), Failure> {
@@ -50,9 +55,9 @@ fn start(config: &mut Config, for_people: bool) -> Result<(), Failure> {
 /// Binds, says where to open the page, waits for a signal, drains.
 async fn node(config: &Config, metrics: Metrics, for_people: bool) -> Result<(), Failure> {
     let mut signals = Signals::catch()?;
-    let listener = bind(config.server.listen, "--listen").await?;
     let ops_listener = bind(config.server.ops_listen, "--ops-listen").await?;
-    let addresses = Addresses { clients: local(&listener)?, ops: local(&ops_listener)? };
+    let mut node = Node::start(config)?;
+    let addresses = Addresses { clients: node.clients, ops: local(&ops_listener)? };
 
     let readiness = Readiness::starting();
     let stop = CancellationToken::new();
@@ -62,15 +67,29 @@ async fn node(config: &Config, metrics: Metrics, for_people: bool) -> Result<(),
 
     readiness.set(State::Ready);
     announce(config, &addresses, for_people)?;
-    tokio::select! {
-        name = signals.next() => tracing::info!(signal = name, deadline = ?config.server.drain_deadline, "draining"),
-        // It ends only when told to, so this is a panic that the hook has told of already.
-        ended = &mut ops_port => return Err(Failure::new(Exit::Internal, format!("the ops port ended by itself: {ended:?}"))),
+    let mut looks = interval(LOOK_INTERVAL);
+    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            name = signals.next() => {
+                tracing::info!(signal = name, deadline = ?config.server.drain_deadline, "draining");
+                break;
+            }
+            failure = node.failed() => return Err(failure),
+            _ = looks.tick() => readiness.set(match node.degraded() {
+                Some(why) => State::Degraded { why },
+                None => State::Ready,
+            }),
+            // It ends only when told to, so this is a panic that the hook has told of already.
+            ended = &mut ops_port => {
+                return Err(Failure::new(Exit::Internal, format!("the ops port ended by itself: {ended:?}")));
+            }
+        }
     }
     readiness.set(State::Draining);
-    drop(listener);
 
     let drained = async {
+        node.drain().await;
         stop.cancel();
         join(upkeep).await;
         join(ops_port).await;
@@ -125,7 +144,7 @@ async fn bind(address: SocketAddr, flag: &str) -> Result<TcpListener, Failure> {
     TcpListener::bind(address).await.map_err(|error| cannot_listen(address, flag, &error))
 }
 
-fn cannot_listen(address: SocketAddr, flag: &str, error: &io::Error) -> Failure {
+pub(crate) fn cannot_listen(address: SocketAddr, flag: &str, error: &io::Error) -> Failure {
     let hint = match error.kind() {
         io::ErrorKind::AddrInUse => {
             format!("another process has this port: stop it, or choose another with {flag} ADDRESS")

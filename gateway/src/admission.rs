@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use banyan_gateway_core::head::Refusal;
+use banyan_proto::id::UserId;
 use hashbrown::HashMap;
 
 /// How many of each.
@@ -19,6 +20,8 @@ pub struct Caps {
     pub unauthenticated: usize,
     /// Of one address (IPv6: of one /64).
     pub per_address: u32,
+    /// Of one user.
+    pub per_user: u32,
 }
 
 #[derive(Debug)]
@@ -27,6 +30,7 @@ pub struct Admission {
     open: AtomicUsize,
     unauthenticated: AtomicUsize,
     addresses: Mutex<HashMap<IpAddr, u32, foldhash::fast::RandomState>>,
+    users: Mutex<HashMap<UserId, u32, foldhash::fast::RandomState>>,
     /// Connections of each worker, for those that hand sockets on.
     workers: Box<[AtomicUsize]>,
 }
@@ -38,6 +42,7 @@ impl Admission {
             open: AtomicUsize::new(0),
             unauthenticated: AtomicUsize::new(0),
             addresses: Mutex::new(HashMap::default()),
+            users: Mutex::new(HashMap::default()),
             workers: (0..workers).map(|_| AtomicUsize::new(0)).collect(),
         }
     }
@@ -87,6 +92,26 @@ impl Admission {
         }
     }
 
+    /// It has shown a token of this user. False: the user has as many connections as one may have. Released by
+    /// [`Self::leave_user`].
+    pub fn enter_user(&self, user: &UserId) -> bool {
+        let mut users = self.users.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = users.entry(user.clone()).or_insert(0);
+        let free = *count < self.caps.per_user;
+        *count += u32::from(free);
+        free
+    }
+
+    pub fn leave_user(&self, user: &UserId) {
+        let mut users = self.users.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = users.get_mut(user) {
+            *count -= 1;
+            if *count == 0 {
+                users.remove(user);
+            }
+        }
+    }
+
     /// The worker that a new socket should go to, if `worker` has well over the mean.
     pub fn better_worker(&self, worker: usize) -> Option<usize> {
         let counts = || self.workers.iter().map(|count| count.load(Ordering::Relaxed));
@@ -131,7 +156,7 @@ mod tests {
     use super::*;
 
     fn admission(connections: usize, per_address: u32) -> Admission {
-        Admission::new(Caps { connections, unauthenticated: 3, per_address }, 2)
+        Admission::new(Caps { connections, unauthenticated: 3, per_address, per_user: 1 }, 2)
     }
 
     #[test]
@@ -163,6 +188,15 @@ mod tests {
         assert!(admission.open().is_err());
         admission.no_longer_unauthenticated();
         assert!(admission.open().is_ok());
+    }
+
+    #[test]
+    fn a_user_has_so_many_connections() {
+        let admission = admission(9, 9);
+        let user = UserId::parse("u").unwrap();
+        assert_eq!([admission.enter_user(&user), admission.enter_user(&user)], [true, false]);
+        admission.leave_user(&user);
+        assert!(admission.enter_user(&user));
     }
 
     #[test]

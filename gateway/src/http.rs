@@ -36,7 +36,7 @@ use tokio_util::task::TaskTracker;
 use tower::ServiceExt as _;
 
 use self::guard::{Deadlines, Guard, Phase};
-use self::page::Page;
+pub use self::page::{File, Page};
 pub use self::problem::Problem;
 use crate::accounts::Service;
 use crate::backend::Backend;

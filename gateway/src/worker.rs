@@ -402,7 +402,7 @@ impl Worker {
 
     fn welcome(&mut self, now: Now, stream: mio::net::TcpStream, peer: SocketAddr) {
         let address = peer.ip();
-        let socket = Socket { stream, tls: None, address, unauthenticated: true };
+        let socket = Socket { stream, tls: None, address, unauthenticated: true, user: None };
         if let Err(refusal) = self.deps.admission.open() {
             self.refuse(socket, &refusal);
             return;
@@ -540,12 +540,6 @@ impl Worker {
     fn controlled(&mut self, now: Now, control: Control) {
         match control {
             Control::Authenticated { connection, result } => {
-                if result.is_ok()
-                    && let Some(socket) = self.sockets.get_mut(connection.index)
-                    && std::mem::take(&mut socket.unauthenticated)
-                {
-                    self.deps.admission.no_longer_unauthenticated();
-                }
                 self.authenticated(now, connection, result);
             }
             Control::Replied { connection, id, result } => {
@@ -566,6 +560,19 @@ impl Worker {
             Ok(identity) => identity,
             Err(error) => return self.core.authenticated(now, connection, Err(error)),
         };
+        if self.core.is_new(connection)
+            && let Some(socket) = self.sockets.get_mut(connection.index)
+        {
+            if !self.deps.admission.enter_user(&identity.person.user) {
+                let message = "this user has too many connections; close one";
+                self.core.end(now, connection, Close::TooManyConnections, message);
+                return;
+            }
+            socket.user = Some(identity.person.user.clone());
+            if std::mem::take(&mut socket.unauthenticated) {
+                self.deps.admission.no_longer_unauthenticated();
+            }
+        }
         let core_identity = worker::Identity {
             person: identity.person.clone(),
             expires_at: identity.expires_at,
@@ -604,6 +611,9 @@ impl Worker {
         socket.end();
         if socket.unauthenticated {
             self.deps.admission.no_longer_unauthenticated();
+        }
+        if let Some(user) = &socket.user {
+            self.deps.admission.leave_user(user);
         }
         self.deps.admission.leave_address(socket.address);
         self.deps.admission.closed();

@@ -18,6 +18,11 @@ impl Handle {
         Self { inboxes: inboxes.into(), slots }
     }
 
+    /// The workers' inboxes, by number.
+    pub fn senders(&self) -> &[mpsc::Sender<ToShardBatch>] {
+        &self.inboxes
+    }
+
     pub fn workers(&self) -> usize {
         self.inboxes.len()
     }

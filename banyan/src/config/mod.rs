@@ -10,7 +10,7 @@ mod environment;
 mod example;
 mod file;
 mod gateway;
-mod kind;
+pub(crate) mod kind;
 mod limits;
 mod log;
 mod origin;

@@ -10,8 +10,6 @@ section! {
     "rooms" struct Rooms {
         /// Most members of one room; who would be one more gets "limit exceeded" (106).
         max_members: u32 = 100_000, Count(2, 10_000_000);
-        /// Most rooms of one user; the next create, join or add is refused (106).
-        max_rooms_per_user: u32 = 2_000, Count(1, 100_000);
         /// Rooms held open in memory at once; beyond it the one that was idle longest is closed. Nothing is lost by that:
         /// a closed room opens again at its next use.
         open_rooms: u32 = 200_000, Count(16, 10_000_000);

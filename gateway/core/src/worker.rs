@@ -375,6 +375,11 @@ impl Worker {
         }
     }
 
+    /// It is there and its first token is being checked.
+    pub fn is_new(&self, connection: Key) -> bool {
+        self.connections.get_key(connection).is_some_and(|entry| entry.phase == Phase::Checking)
+    }
+
     /// Ends one connection.
     pub fn end(&mut self, now: Now, connection: Key, close: Close, reason: &str) {
         if self.connections.get_key(connection).is_some() {

@@ -7,6 +7,7 @@ use std::io::{self, Read, Write};
 use std::net::{IpAddr, Shutdown};
 
 use banyan_gateway_core::worker::{Sent, Wire};
+use banyan_proto::id::UserId;
 use mio::net::TcpStream;
 use rustls::ServerConnection;
 
@@ -21,6 +22,8 @@ pub(crate) struct Socket {
     pub(crate) address: IpAddr,
     /// It has shown no token yet.
     pub(crate) unauthenticated: bool,
+    /// Whose it is, as it is counted.
+    pub(crate) user: Option<UserId>,
 }
 
 impl Socket {
