@@ -46,7 +46,7 @@ impl Algorithm {
 pub enum Error {
     #[error("cannot {what} {}: {source}", path.display())]
     Io { what: &'static str, path: PathBuf, source: io::Error },
-    #[error("{} is readable by others: run chmod 600 on it, and `banyan` makes a new key if it may have leaked", .0.display())]
+    #[error("{} is readable by others: run chmod 600 on it (and if they may have read it, delete it: everybody logs in again)", .0.display())]
     TooOpen(PathBuf),
     #[error("{} is not a key file of ours: {why}", path.display())]
     Damaged { path: PathBuf, why: String },

@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use banyan_gateway_core::command::TOKEN_MAX;
-use banyan_proto::id::{UnixMs, UserId};
+use banyan_proto::id::{NUMBER_MAX, UnixMs, UserId};
 use jsonwebtoken::{Header, Validation};
 use serde::{Deserialize, Serialize};
 
@@ -112,11 +112,11 @@ pub fn issue(keys: &Keys, spec: &TokenSpec<'_>, now: UnixMs) -> Result<Issued, E
 
 /// Checks all of a token that needs no store.
 pub fn verify(keys: &Keys, token: &str, now: UnixMs) -> Result<Verified, Error> {
-    let verified = inspect(keys, token)?;
+    let (verified, not_before) = read(keys, token)?;
     if verified.expires_at <= now {
         return Err(Error::Expired(verified.expires_at));
     }
-    if verified.issued_at.0 > now.0.saturating_add(SKEW_MS) {
+    if verified.issued_at.max(not_before).0 > now.0.saturating_add(SKEW_MS) {
         return Err(Error::NotYet);
     }
     Ok(verified)
@@ -124,6 +124,11 @@ pub fn verify(keys: &Keys, token: &str, now: UnixMs) -> Result<Verified, Error> 
 
 /// The same, but for the time: what a token says, expired or not.
 pub fn inspect(keys: &Keys, token: &str) -> Result<Verified, Error> {
+    read(keys, token).map(|(verified, _)| verified)
+}
+
+/// What a token says, and from when on.
+fn read(keys: &Keys, token: &str) -> Result<(Verified, UnixMs), Error> {
     if token.len() > TOKEN_MAX {
         return Err(Error::Malformed("it is too long"));
     }
@@ -145,9 +150,15 @@ pub fn inspect(keys: &Keys, token: &str) -> Result<Verified, Error> {
     if user.is_reserved() {
         return Err(Error::Reserved);
     }
-    let issued_at = unix_ms(claims.iat.max(claims.nbf.unwrap_or_default()));
-    let login = claims.sid;
-    Ok(Verified { user, name: claims.name, login, issued_at, expires_at: unix_ms(claims.exp), kid })
+    let verified = Verified {
+        user,
+        name: claims.name,
+        login: claims.sid,
+        issued_at: unix_ms(claims.iat),
+        expires_at: unix_ms(claims.exp),
+        kid,
+    };
+    Ok((verified, unix_ms(claims.nbf.unwrap_or_default())))
 }
 
 #[expect(clippy::cast_precision_loss, reason = "exact up to 2^53 ms")]
@@ -155,10 +166,11 @@ fn seconds(at: UnixMs) -> f64 {
     at.0 as f64 / 1_000.0
 }
 
-/// A number that is none, or none of a time, is the beginning of time: such a token has expired.
+/// A number that is none, or none of a time, is the beginning of time: such a token has expired. The end of time is
+/// the largest number that clients can read.
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "`as` saturates, which is meant")]
 fn unix_ms(seconds: f64) -> UnixMs {
-    UnixMs((seconds * 1_000.0).round() as u64)
+    UnixMs(((seconds * 1_000.0).round() as u64).min(NUMBER_MAX))
 }
 
 #[cfg(test)]
@@ -259,6 +271,9 @@ mod tests {
             assert!(with(name, value.clone()).is_err(), "{name} = {value}");
         }
         assert_eq!(with("sub", json!("~system")), Err(Error::Reserved));
+        assert_eq!(with("exp", json!(1e300)).map(|token| token.expires_at), Ok(UnixMs(NUMBER_MAX)));
+        // What ends tokens goes by when they were made, not by when they begin.
+        assert_eq!(with("nbf", json!(1.6e9)).map(|token| token.issued_at), Ok(UnixMs(1_000)));
 
         let mut other = header.clone();
         other.alg = jsonwebtoken::Algorithm::HS512;

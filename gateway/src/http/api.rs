@@ -7,7 +7,7 @@ use axum::body::Body as HttpBody;
 use axum::extract::{Request, State as AxumState};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::from_fn_with_state;
-use axum::response::Response;
+use axum::response::{IntoResponse as _, Response};
 use axum::routing::{delete, get, patch, post, put};
 use banyan_gateway_core::command::{Checked, check};
 use banyan_proto::codes::Code;
@@ -237,13 +237,19 @@ async fn send(AxumState(state): Shared, caller: Caller, Json(body): Json<v1::Sen
 }
 
 /// Workers take upgrades by themselves; here come requests for it that are none, and upgrades that follow another
-/// request on the same connection, which some balancers do and no client of RFC 6455 may rely on.
-async fn websocket() -> Result {
-    Err(Problem::with_status(
+/// request on the same connection, as a balancer may send them that reuses its connections. That one is closed, so
+/// the next try comes on a new one.
+async fn websocket() -> Response {
+    let problem = Problem::with_status(
         StatusCode::UPGRADE_REQUIRED,
         Code::BadRequest,
         "connect by WebSocket, as the first request of a connection",
-    ))
+    );
+    let mut response = problem.into_response();
+    let headers = response.headers_mut();
+    headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+    headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade, close"));
+    response
 }
 
 async fn page(AxumState(state): Shared, request: Request) -> Response {

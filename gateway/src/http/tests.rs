@@ -592,6 +592,19 @@ async fn bytes_already_read_come_first_and_the_connection_lives_on() {
     line.server.await.unwrap();
 }
 
+#[tokio::test]
+async fn an_upgrade_on_a_used_connection_closes_it() {
+    let mut line = line(Options::default(), b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", 65_536).await;
+    answer(&mut line.client).await;
+    let upgrade = "GET /v1/ws HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+        Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+    line.client.write_all(upgrade.as_bytes()).await.unwrap();
+    let mut said = String::new();
+    line.client.read_to_string(&mut said).await.unwrap();
+    assert!(said.starts_with("HTTP/1.1 426"), "{said}");
+    assert!(said.to_ascii_lowercase().contains("\r\nupgrade: websocket\r\n"), "{said}");
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_slow_head_is_cut_off() {
     for prefix in [&b""[..], b"GET / HTTP/1.1\r\n"] {
