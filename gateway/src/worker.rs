@@ -262,6 +262,8 @@ impl Worker {
         self.hand_over();
         self.core.sweep(now, &mut self.sockets);
         self.perform(now);
+        // Sockets that took all they were given want their next pages.
+        self.hand_over();
         if now.ms >= self.metrics_at {
             self.metrics_at = now.ms + METRICS_MS;
             self.publish(now);

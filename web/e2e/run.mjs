@@ -37,7 +37,9 @@ let server = null;
 
 async function start() {
   const args = ["serve", "--listen", `127.0.0.1:${port}`, "--ops-listen", `127.0.0.1:${opsPort}`, "--data-dir", join(dir, "data")];
-  const child = spawn(bin, args, { stdio: ["ignore", "pipe", "pipe"], cwd: dir });
+  // The server takes every BANYAN_ variable for a setting of its own, and refuses those that are none.
+  const env = Object.fromEntries(Object.entries(process.env).filter(([name]) => !name.startsWith("BANYAN_")));
+  const child = spawn(bin, args, { stdio: ["ignore", "pipe", "pipe"], cwd: dir, env });
   child.stdout.pipe(log, { end: false });
   child.stderr.pipe(log, { end: false });
   server = child;
