@@ -1,7 +1,7 @@
 /* LD_PRELOAD shim: remembers what a process made durable, so that a power cut can be played afterwards.
  *
  * kill -9 keeps the page cache, so it cannot show a missing fsync. This shim keeps an undo log of every
- * change to regular files below BANYAN_SHIM_ROOT: what a write overwrote, how long the file was, which names
+ * change to regular files below SYNC_SHIM_ROOT: what a write overwrote, how long the file was, which names
  * were made, renamed and removed, and which file or directory was synced when. After the process is dead,
  * tests/src/power_cut.rs takes back whatever was never synced (but for a random part of it).
  *
@@ -10,8 +10,8 @@
  * Does not: see raw system calls (rustix), io_uring or memory maps. A shared writable map and the calls that
  * move bytes inside the kernel are recorded as ODD, and the reader of the log refuses to judge such a run.
  *
- * Environment: BANYAN_SHIM_ROOT (directory that is watched, absolute), BANYAN_SHIM_STATE (directory for the
- * log and for the graveyard of removed files; on the same file system), BANYAN_SHIM_IGNORE_FSYNC=1 (fsync and
+ * Environment: SYNC_SHIM_ROOT (directory that is watched, absolute), SYNC_SHIM_STATE (directory for the
+ * log and for the graveyard of removed files; on the same file system), SYNC_SHIM_IGNORE_FSYNC=1 (fsync and
  * its like return 0 and do nothing: a missing fsync, planted without touching the program).
  *
  * Records are little-endian, as the machine: 48 bytes of head, then `payload` bytes.
@@ -100,13 +100,13 @@ __attribute__((constructor)) static void start(void) {
     real_copy_file_range = dlsym(RTLD_NEXT, "copy_file_range");
     real_sendfile = dlsym(RTLD_NEXT, "sendfile");
 
-    const char *r = getenv("BANYAN_SHIM_ROOT"), *s = getenv("BANYAN_SHIM_STATE"), *lie = getenv("BANYAN_SHIM_IGNORE_FSYNC");
+    const char *r = getenv("SYNC_SHIM_ROOT"), *s = getenv("SYNC_SHIM_STATE"), *lie = getenv("SYNC_SHIM_IGNORE_FSYNC");
     if (r == NULL || s == NULL || r[0] != '/' || s[0] != '/' || strlen(r) >= PATH_MAX - 1 || strlen(s) >= PATH_MAX - 64)
         return; /* loaded without being asked for: pass everything through */
     char path[PATH_MAX];
     struct stat st;
     if (realpath(r, root) == NULL || stat(root, &st) != 0)
-        die("BANYAN_SHIM_ROOT");
+        die("SYNC_SHIM_ROOT");
     root_len = strlen(root);
     root_dev = st.st_dev;
     strcpy(state, s);

@@ -72,9 +72,9 @@ impl Shim {
     pub fn watch(&self, command: &mut Command, root: &Path, ignore_fsync: bool) {
         command
             .env("LD_PRELOAD", &self.library)
-            .env("BANYAN_SHIM_ROOT", root)
-            .env("BANYAN_SHIM_STATE", &self.state)
-            .env("BANYAN_SHIM_IGNORE_FSYNC", if ignore_fsync { "1" } else { "0" });
+            .env("SYNC_SHIM_ROOT", root)
+            .env("SYNC_SHIM_STATE", &self.state)
+            .env("SYNC_SHIM_IGNORE_FSYNC", if ignore_fsync { "1" } else { "0" });
     }
 
     /// Takes back what was not synced below `root`, after the watched process is dead. The log begins anew: what
