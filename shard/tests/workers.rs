@@ -1,4 +1,5 @@
 //! Workers on the in-memory store, spoken to as a gateway does.
+#![allow(clippy::unwrap_used, reason = "a test file; its helpers are not test functions")]
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -371,6 +371,9 @@ impl Room {
                 if let Some(said) = self.known(&op.call.caller.user, send) {
                     return self.say(link, op.call.ticket, &op.call.caller.user, said, self.barrier(), out);
                 }
+                if self.joins_refusal(&op) {
+                    return;
+                }
             } else if op.is_read()
                 && !self.changes_are_pending()
                 && !self.enters_lazily(&op.call.caller.user, &op)
@@ -755,7 +758,8 @@ impl Op {
     fn new(now: Now, link: LinkId, call: Box<RoomCall>) -> Self {
         let bytes = match &call.command {
             RoomCommand::Send(send) => {
-                128 + send.text.as_ref().map_or(0, String::len)
+                // What stands around text and data in the event, at its largest.
+                512 + send.text.as_ref().map_or(0, String::len)
                     + send.data.as_ref().map_or(0, |data| data.len())
                     + send.mentions.iter().map(|user| user.len() + 32).sum::<usize>()
             }

@@ -184,7 +184,12 @@ fn tell(action: &Action) -> String {
                             .iter()
                             .map(|member| {
                                 let marks = member.seen.map(|seen| format!("/{seen}")).unwrap_or_default();
-                                format!("{}:{}@{}{marks}", member.user, member.role().word(), member.joined_seq)
+                                format!(
+                                    "{}:{}@{}{marks}",
+                                    member.user,
+                                    member.role().word(),
+                                    member.joined_seq
+                                )
                             })
                             .collect();
                         format!("members {} of {} more {}", members.join(" "), page.count, page.more)
@@ -213,7 +218,9 @@ fn tell(action: &Action) -> String {
         Action::NotifyUser { user, push } => match &**push {
             Body::Room(room) => format!("to {user}: {}", tell_room(room)),
             Body::RoomGone(gone) => format!("to {user}: gone {}", gone.code),
-            Body::Marks(push) => format!("to {user}: marks {}/{}", push.marks[0].delivered, push.marks[0].seen),
+            Body::Marks(push) => {
+                format!("to {user}: marks {}/{}", push.marks[0].delivered, push.marks[0].seen)
+            }
             other => panic!("{other:?}"),
         },
         Action::Damaged { after } => format!("damaged after {after}"),
@@ -225,7 +232,11 @@ fn tell_event(event: &LoggedEvent) -> String {
         Kind::Created(created) => format!("created:{}", created.kind().word()),
         Kind::Message(message) => format!("{}:{}", event.event.sender, message.text),
         Kind::Joined(joined) => {
-            format!("joined:{}{}", joined.user, joined.by.as_ref().map(|by| format!("<{by}")).unwrap_or_default())
+            format!(
+                "joined:{}{}",
+                joined.user,
+                joined.by.as_ref().map(|by| format!("<{by}")).unwrap_or_default()
+            )
         }
         Kind::Left(left) => format!("left:{}", left.user),
         Kind::Removed(removed) => format!("removed:{}<{}", removed.user, removed.by),
@@ -238,7 +249,14 @@ fn tell_event(event: &LoggedEvent) -> String {
 fn tell_room(room: &v1::Room) -> String {
     let last = room.last.as_ref().map(|last| format!(" last {}", last.text)).unwrap_or_default();
     let peer = room.peer.as_ref().map(|peer| format!(" peer {peer}")).unwrap_or_default();
-    format!("room {} {} head {} n {} seen {}{peer}{last}", room.name, room.role().word(), room.head, room.n, room.seen_n)
+    format!(
+        "room {} {} head {} n {} seen {}{peer}{last}",
+        room.name,
+        room.role().word(),
+        room.head,
+        room.n,
+        room.seen_n
+    )
 }
 
 fn member_row(user: &str, role: Role) -> MemberRow {
@@ -283,7 +301,8 @@ fn stored(kind: RoomKind, public: bool, messages: u64) -> LoadedRoom {
     let mut tail = vec![stored_row(1, Kind::Created(created), None)];
     tail.extend((2..=head).map(stored_message));
     let tail = tail.split_off(tail.len().saturating_sub(64));
-    let members = [("adam", Role::Admin), ("alice", Role::Owner), ("bob", Role::Member), ("rita", Role::Reader)];
+    let members =
+        [("adam", Role::Admin), ("alice", Role::Owner), ("bob", Role::Member), ("rita", Role::Reader)];
     LoadedRoom {
         row: RoomRow {
             room: RoomId::parse("r").unwrap(),
@@ -319,7 +338,12 @@ fn said(id: &str, since: Option<u64>, text: &str) -> RoomCommand {
 
 fn create(kind: RoomKind, members: &[&str]) -> RoomCommand {
     let name = if kind == RoomKind::Direct { String::new() } else { "new".to_owned() };
-    RoomCommand::Create { kind, name, public: false, members: members.iter().map(|user| person(user)).collect() }
+    RoomCommand::Create {
+        kind,
+        name,
+        public: false,
+        members: members.iter().map(|user| person(user)).collect(),
+    }
 }
 
 fn user(user: &str) -> UserId {
@@ -344,10 +368,7 @@ fn nothing_is_said_before_it_is_durable_and_events_precede_their_answers() {
     assert_eq!(bench.flush(), "append 3=alice:x 4=bob:y\n");
     // One append in flight: this one waits for the next batch.
     assert_eq!(bench.call(1, "adam", send("z")) + &bench.flush(), "");
-    assert_eq!(
-        bench.done(),
-        "link 1: 3=alice:x 4=bob:y\nlink 2: 3=alice:x 4=bob:y\n3: sent 3\n4: sent 4\n"
-    );
+    assert_eq!(bench.done(), "link 1: 3=alice:x 4=bob:y\nlink 2: 3=alice:x 4=bob:y\n3: sent 3\n4: sent 4\n");
     assert_eq!(bench.flush(), "append 5=adam:z\n");
     assert_eq!(bench.done(), "link 1: 5=adam:z\nlink 2: 5=adam:z\n5: sent 5\n");
 }
@@ -357,8 +378,14 @@ fn what_is_read_meanwhile_is_what_was_said() {
     let mut bench = Bench::group(false, 1);
     bench.call(1, "alice", send("x"));
     bench.flush();
-    assert_eq!(bench.call(1, "bob", RoomCommand::Subscribe), "2: admitted member head 2 n 1 out [] end None\n");
-    assert_eq!(bench.call(1, "bob", history(None, None, 50)), "3: history [1, 2] gaps [] head 2 more false\n");
+    assert_eq!(
+        bench.call(1, "bob", RoomCommand::Subscribe),
+        "2: admitted member head 2 n 1 out [] end None\n"
+    );
+    assert_eq!(
+        bench.call(1, "bob", history(None, None, 50)),
+        "3: history [1, 2] gaps [] head 2 more false\n"
+    );
     assert_eq!(bench.call(1, "bob", mark(3)), "4: error 107\n");
     let pull = PullRequest {
         link: LinkId(1),
@@ -458,7 +485,10 @@ fn an_unknown_outcome_is_settled_before_the_room_goes_on() {
     assert_eq!(bench.tick_at(301), "append 3=alice:x\n");
     assert_eq!(bench.stored(Outcome::Unknown), "");
     // Who has waited for 10 s is told that nobody knows; reads go on.
-    assert_eq!(bench.tick_at(10_000), "append 3=alice:x\n2: error 108\n".lines().rev().map(|l| l.to_owned() + "\n").collect::<String>());
+    assert_eq!(
+        bench.tick_at(10_000),
+        "append 3=alice:x\n2: error 108\n".lines().rev().map(|l| l.to_owned() + "\n").collect::<String>()
+    );
     assert_eq!(bench.call(1, "bob", history(None, None, 1)), "4: history [2] gaps [] head 2 more true\n");
     assert_eq!(bench.done(), "link 1: 3=alice:x\n");
     assert_eq!(bench.flush(), "append 4=bob:y\n");
@@ -491,7 +521,7 @@ fn a_full_queue_answers_112_but_knows_what_is_stored() {
     assert_eq!(bench.call(1, "alice", send("full")), "4: error 112\n");
     assert_eq!(bench.call(1, "alice", said("m2", None, "t2")), "5: sent 2 duplicate\n");
 
-    let config = Config { queue_bytes: 1_000, ..Config::default() };
+    let config = Config { queue_bytes: 1_500, ..Config::default() };
     let mut bench = Bench::loaded(config, RoomKind::Group, false, 1);
     assert_eq!(bench.call(1, "alice", said("a", None, &"x".repeat(500))), "");
     assert_eq!(bench.call(1, "alice", said("b", None, &"x".repeat(500))), "2: error 112\n");
@@ -525,7 +555,10 @@ fn a_twin_above_since_is_found_in_the_log() {
     // Another send that needs the log waits; one that does not goes on.
     check(&mut bench, "alice", said("m20", Some(15), "other"), "");
     check(&mut bench, "bob", said("new", Some(90), "new"), "append 102=bob:new\n4: sent 102");
-    assert_eq!(bench.read(1, (6..=20).map(stored_message).collect(), true), "2: sent 10 duplicate\nread#3 15<..37 2500\n");
+    assert_eq!(
+        bench.read(1, (6..=20).map(stored_message).collect(), true),
+        "2: sent 10 duplicate\nread#3 15<..37 2500\n"
+    );
     assert_eq!(bench.read(3, (16..=17).map(stored_message).collect(), true), "read#4 17<..37 2500\n");
     assert_eq!(bench.read(4, (18..=37).map(stored_message).collect(), false), "3: error 120\n");
     // Nothing there: it is new.
@@ -640,8 +673,18 @@ fn direct_rooms_have_two_equal_members_for_good() {
         create(RoomKind::Direct, &["bob", "carl"]),
         create(RoomKind::Direct, &[]),
         create(RoomKind::Group, &["bob"]),
-        RoomCommand::Create { kind: RoomKind::Direct, name: "n".to_owned(), public: false, members: vec![person("bob")] },
-        RoomCommand::Create { kind: RoomKind::Direct, name: String::new(), public: true, members: vec![person("bob")] },
+        RoomCommand::Create {
+            kind: RoomKind::Direct,
+            name: "n".to_owned(),
+            public: false,
+            members: vec![person("bob")],
+        },
+        RoomCommand::Create {
+            kind: RoomKind::Direct,
+            name: String::new(),
+            public: true,
+            members: vec![person("bob")],
+        },
     ];
     for command in refused {
         let told = bench.run("alice", command.clone());
@@ -700,10 +743,20 @@ fn who_left_sees_up_to_there_and_who_returns_has_a_gap() {
     check(&mut bench, "bob", RoomCommand::Summary, "8: error 123");
     check(&mut bench, "bob", send("x"), "9: error 123");
     let told = bench.run("bob", RoomCommand::Join);
-    assert!(told.starts_with("append 6=joined:bob [4 members] bob:member\nlink 1: 6=joined:bob\n10: joined member head 6\n"), "{told}");
+    assert!(
+        told.starts_with(
+            "append 6=joined:bob [4 members] bob:member\nlink 1: 6=joined:bob\n10: joined member head 6\n"
+        ),
+        "{told}"
+    );
     check(&mut bench, "bob", RoomCommand::Subscribe, "11: admitted member head 6 n 3 out [(4, 5)] end None");
     check(&mut bench, "bob", history(None, None, 50), "12: history [6] gaps [] head 6 more true");
-    check(&mut bench, "bob", history(Some(6), None, 50), "13: history [1, 2, 3] gaps [(4, 5)] head 6 more false");
+    check(
+        &mut bench,
+        "bob",
+        history(Some(6), None, 50),
+        "13: history [1, 2, 3] gaps [(4, 5)] head 6 more false",
+    );
     // The last message that it may see, not the last one.
     check(&mut bench, "bob", RoomCommand::Summary, "14: room room member head 6 n 3 seen 0 last t2");
 }
@@ -732,7 +785,9 @@ fn roles_are_changed_as_the_table_says() {
     check(&mut bench, "alice", RoomCommand::Remove { user: user("adam") }, "9: error 103");
     check(&mut bench, "alice", RoomCommand::Remove { user: user("eve") }, "10: error 122");
     let told = bench.run("alice", RoomCommand::Remove { user: user("rita") });
-    assert!(told.starts_with("append 5=removed:rita<alice [3 members] rita:none\n11: ok\nto rita: gone 123\n"));
+    assert!(
+        told.starts_with("append 5=removed:rita<alice [3 members] rita:none\n11: ok\nto rita: gone 123\n")
+    );
     check(&mut bench, "alice", RoomCommand::Remove { user: user("rita") }, "12: ok");
 }
 
@@ -744,7 +799,10 @@ fn members_are_added_once_and_listed_by_id() {
     let add = |users: &[&str]| RoomCommand::Add { users: users.iter().map(|user| person(user)).collect() };
     check(&mut bench, "adam", add(&["bob", "carl", "dora", "eve"]), "2: error 106");
     let told = bench.run("adam", add(&["bob", "carl", "carl"]));
-    assert!(told.starts_with("append 3=joined:carl<adam [5 members] carl:member\n3: ok\nto carl: room"), "{told}");
+    assert!(
+        told.starts_with("append 3=joined:carl<adam [5 members] carl:member\n3: ok\nto carl: room"),
+        "{told}"
+    );
     check(&mut bench, "adam", add(&["bob", "carl"]), "4: ok");
     bench.run("carl", mark(2));
     check(
@@ -775,14 +833,23 @@ fn joins_of_large_rooms_are_only_counted() {
     let config = Config { join_events_members: 5, ..Config::default() };
     let mut bench = Bench::loaded(config, RoomKind::Group, true, 1);
     assert!(bench.run("carl", RoomCommand::Join).starts_with("append 3=joined:carl [5 members]"));
-    assert!(bench.run("dora", RoomCommand::Join).starts_with("append [6 members] dora:member\n2: joined member head 3\n"));
+    assert!(
+        bench
+            .run("dora", RoomCommand::Join)
+            .starts_with("append [6 members] dora:member\n2: joined member head 3\n")
+    );
     check(&mut bench, "dora", RoomCommand::Join, "3: joined member head 3");
     bench.run("alice", send("x"));
     assert!(bench.run("dora", RoomCommand::Leave).starts_with("append [5 members] dora:none\n"));
     bench.run("alice", send("y"));
     assert!(bench.run("dora", RoomCommand::Join).starts_with("append [6 members] dora:member\n"));
     check(&mut bench, "dora", RoomCommand::Subscribe, "8: admitted member head 5 n 3 out [(5, 5)] end None");
-    check(&mut bench, "dora", history(None, None, 9), "9: history [1, 2, 3, 4] gaps [(5, 5)] head 5 more false");
+    check(
+        &mut bench,
+        "dora",
+        history(None, None, 9),
+        "9: history [1, 2, 3, 4] gaps [(5, 5)] head 5 more false",
+    );
 }
 
 #[test]
@@ -904,7 +971,12 @@ fn marks_of_large_rooms_are_told_to_their_owner_alone() {
     let mut bench = Bench::loaded(config, RoomKind::Group, false, 9);
     bench.call(1, "alice", RoomCommand::Subscribe);
     check(&mut bench, "bob", mark(5), "2: marks 5/5/4\nto bob: marks 5/5");
-    check(&mut bench, "bob", RoomCommand::Members { after: None, limit: 1 }, "3: members adam:admin@1 of 4 more true");
+    check(
+        &mut bench,
+        "bob",
+        RoomCommand::Members { after: None, limit: 1 },
+        "3: members adam:admin@1 of 4 more true",
+    );
 }
 
 #[test]
@@ -912,10 +984,16 @@ fn history_below_the_tail_is_read_from_the_log() {
     let mut bench = Bench::group(false, 100);
     check(&mut bench, "bob", history(None, None, 3), "1: history [99, 100, 101] gaps [] head 101 more true");
     check(&mut bench, "bob", history(Some(30), None, 3), "read#1 26<..<30 3");
-    assert_eq!(bench.read(1, (27..=29).map(stored_message).collect(), true), "2: history [27, 28, 29] gaps [] head 101 more true\n");
+    assert_eq!(
+        bench.read(1, (27..=29).map(stored_message).collect(), true),
+        "2: history [27, 28, 29] gaps [] head 101 more true\n"
+    );
     check(&mut bench, "bob", history(None, Some(35), 100), "read#2 35<..101 66");
     // The store ended the page early.
-    assert_eq!(bench.read(2, (36..=40).map(stored_message).collect(), true), "3: history [36, 37, 38, 39, 40] gaps [] head 101 more true\n");
+    assert_eq!(
+        bench.read(2, (36..=40).map(stored_message).collect(), true),
+        "3: history [36, 37, 38, 39, 40] gaps [] head 101 more true\n"
+    );
     check(&mut bench, "bob", history(Some(1), None, 3), "4: history [] gaps [] head 101 more false");
     check(&mut bench, "bob", history(Some(1), Some(1), 3), "5: error 107");
     check(&mut bench, "bob", history(Some(9), None, 2), "read#3 6<..<9 2");
@@ -926,7 +1004,8 @@ fn history_below_the_tail_is_read_from_the_log() {
 
 #[test]
 fn a_page_fits_into_a_frame() {
-    let mut bench = Bench::loaded(Config { page_bytes: 2_000, ..Config::default() }, RoomKind::Group, false, 0);
+    let mut bench =
+        Bench::loaded(Config { page_bytes: 2_000, ..Config::default() }, RoomKind::Group, false, 0);
     for id in ["a", "b", "c", "d"] {
         bench.run("alice", said(id, None, &"\"".repeat(100)));
     }
@@ -952,7 +1031,10 @@ fn lazily_made_rooms_take_in_whoever_comes() {
         "append 1=created:group [1 members] alice:member\n1: admitted member head 1 n 0 out [] end None\nto alice: room  member head 1 n 0 seen 0\n"
     );
     let told = bench.run("bob", send("x"));
-    assert!(told.starts_with("append 2=bob:x [2 members] bob:member\nlink 1: 2=bob:x\n2: sent 2\n"), "{told}");
+    assert!(
+        told.starts_with("append 2=bob:x [2 members] bob:member\nlink 1: 2=bob:x\n2: sent 2\n"),
+        "{told}"
+    );
     let told = bench.run("carl", RoomCommand::Join);
     assert!(told.starts_with("append [3 members] carl:member\n3: joined member head 2\n"), "{told}");
     check(&mut bench, "carl", RoomCommand::Subscribe, "4: admitted member head 2 n 1 out [] end None");
@@ -960,7 +1042,10 @@ fn lazily_made_rooms_take_in_whoever_comes() {
 
     let mut bench = Bench::absent("r", lazy.clone());
     let told = bench.run("alice", send("x"));
-    assert!(told.starts_with("append 1=created:group 2=alice:x [1 members] alice:member\n1: sent 2\n"), "{told}");
+    assert!(
+        told.starts_with("append 1=created:group 2=alice:x [1 members] alice:member\n1: sent 2\n"),
+        "{told}"
+    );
     let mut bench = Bench::absent("dm.x", lazy.clone());
     check(&mut bench, "alice", RoomCommand::Subscribe, "1: error 102");
     check(&mut bench, "alice", send("x"), "2: error 102");
