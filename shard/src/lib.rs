@@ -22,6 +22,7 @@ use tokio::sync::mpsc;
 
 /// Makes the workers of one process and the way to them. `links[n]` leads to the link with number `n`; each worker is
 /// to be run once ([`Worker::run`]), on a runtime of its own or any other.
+#[expect(clippy::needless_pass_by_value, reason = "the store and the links are handed over to the workers")]
 pub fn build(
     mut options: Options,
     store: Arc<dyn RoomLog>,

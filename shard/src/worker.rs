@@ -68,6 +68,8 @@ pub struct Worker {
     outboxes: Vec<Outbox>,
     metrics: Metrics,
     started: Instant,
+    /// Of the turn.
+    now_at: Instant,
     now: Now,
     sweep_ms: u64,
     draining: bool,
@@ -126,6 +128,7 @@ impl Worker {
             outboxes: links.into_iter().map(Outbox::new).collect(),
             metrics: Metrics::new(index),
             started: Instant::now(),
+            now_at: Instant::now(),
             now: Now { mono_ms: 0, unix: clock::unix_ms() },
             sweep_ms: SWEEP_MS,
             draining: false,
@@ -145,19 +148,20 @@ impl Worker {
         let mut drain_ends: Option<Instant> = None;
         loop {
             let event = self.next(&drain).await;
+            self.now_at = Instant::now();
             self.now = Now {
                 // Far from overflowing.
-                mono_ms: self.started.elapsed().as_millis() as u64,
+                mono_ms: self.now_at.duration_since(self.started).as_millis() as u64,
                 unix: clock::unix_ms(),
             };
             if matches!(event, Event::Drain) {
                 self.draining = true;
-                drain_ends = Some(Instant::now() + self.options.drain_deadline);
+                drain_ends = Some(self.now_at + self.options.drain_deadline);
                 tracing::debug!(worker = self.index, "shard worker drains");
             }
             self.turn(event);
             if let Some(ends) = drain_ends {
-                let late = Instant::now() >= ends;
+                let late = self.now_at >= ends;
                 let open = self.outboxes.iter().any(Outbox::holds_answers) || !self.tasks.is_empty();
                 if late || (self.rooms.all_settled() && self.inbox.is_empty() && !open) {
                     self.end(late);
@@ -366,7 +370,7 @@ impl Worker {
         }
         let fresh_log = LogId(clock::random());
         let room = Room::new(room.clone(), self.options.epoch, fresh_log, Arc::clone(&self.room_config));
-        Some(self.rooms.open(room, self.now.mono_ms))
+        Some(self.rooms.open(room, self.now.mono_ms, self.now_at))
     }
 
     fn close(&mut self, place: Place) {
@@ -400,8 +404,8 @@ impl Worker {
                 Outcome::NotDone(_) => self.metrics.append_refused.increment(1),
             }
             if let Some(entry) = self.rooms.entry(place) {
-                let ms = self.now.mono_ms.saturating_sub(entry.append_ms);
-                self.metrics.append_seconds.record(ms as f64 / 1_000.0);
+                let took = self.now_at.duration_since(entry.append_at);
+                self.metrics.append_seconds.record(took.as_secs_f64());
             }
             self.input(place, Input::Stored { ticket: *ticket as u32, outcome: *outcome });
         }
@@ -477,7 +481,7 @@ impl Worker {
         let Some(entry) = self.rooms.entry(place) else { return };
         match action {
             Action::Append { ticket, rows, derived } => {
-                entry.append_ms = self.now.mono_ms;
+                entry.append_at = self.now_at;
                 self.metrics.appends.increment(1);
                 self.metrics.append_events.record(rows.len() as f64);
                 let ticket = u64::from(place.index) << 32 | u64::from(ticket);

@@ -1,4 +1,5 @@
 //! Workers on the in-memory store, spoken to as a gateway does.
+#![allow(clippy::unwrap_used, reason = "a test file; its helpers are not test functions")]
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,7 +13,7 @@ use banyan_proto::v1;
 use banyan_proto::v1::server_frame::Body;
 use banyan_shard::{Handle, Options, build};
 use banyan_storage::memory::Fault;
-use banyan_storage::{Memory, NotDone, RoomLog};
+use banyan_storage::{Embedded, Memory, NotDone, RoomLog, embedded};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
@@ -51,12 +52,14 @@ fn create(public: bool, members: &[&str]) -> RoomCommand {
 
 impl World {
     fn new(options: Options, links: usize, link_batches: usize) -> Self {
-        Self::on(Memory::new(), options, links, link_batches)
+        let store = Memory::new();
+        Self::on(Arc::new(store.clone()), store, options, links, link_batches)
     }
 
-    fn on(store: Memory, options: Options, links: usize, link_batches: usize) -> Self {
+    /// With a memory store that is not used: for tests of another one.
+    fn on(log: Arc<dyn RoomLog>, store: Memory, options: Options, links: usize, link_batches: usize) -> Self {
         let (senders, links): (Vec<_>, Vec<_>) = (0..links).map(|_| mpsc::channel(link_batches)).unzip();
-        let (handle, workers) = build(options, Arc::new(store.clone()), senders);
+        let (handle, workers) = build(options, log, senders);
         let drain = CancellationToken::new();
         let workers = workers.into_iter().map(|worker| tokio::spawn(worker.run(drain.clone()))).collect();
         let waiting = links.iter().map(|_| Vec::new()).collect();
@@ -325,4 +328,48 @@ async fn a_full_inbox_gives_the_batch_back() {
     assert!(handle.try_send(1, batch()).is_err(), "there is no such worker");
     drop(workers);
     assert!(handle.try_send(0, batch()).is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_link_that_is_gone_holds_no_room_open() {
+    let mut world = World::new(Options { open_rooms: 1, ..Options::default() }, 2, 64);
+    let bob = UserId::parse("bob").unwrap();
+    world.post(0, 1, ToShard::UserOnline { user: bob });
+    world.ask(0, "alice", "r1", create(true, &["bob"])).await;
+    world.ask(1, "bob", "r1", RoomCommand::Subscribe).await;
+    assert_eq!(refused(&world.ask(0, "alice", "r2", RoomCommand::Summary).await), Code::Overloaded);
+    world.links.pop();
+    // Found out when there is something to say on it.
+    world.ask(0, "alice", "r1", text("a", "x")).await;
+    assert_eq!(refused(&world.ask(0, "alice", "r2", RoomCommand::Summary).await), Code::UnknownRoom);
+}
+
+#[tokio::test]
+async fn what_was_acked_is_there_after_a_restart_of_the_embedded_store() {
+    let directory = tempfile::tempdir().unwrap();
+    for round in 0..3 {
+        let mut options = embedded::Options::new(directory.path().join("log"));
+        // The test is not about the machine's free space.
+        options.min_free_bytes = 0;
+        let store = Arc::new(Embedded::open(options).unwrap());
+        let log: Arc<dyn RoomLog> = Arc::<Embedded>::clone(&store);
+        let mut world = World::on(log, Memory::new(), Options { workers: 2, ..Options::default() }, 1, 64);
+        for room_id in ["r1", "r2"] {
+            let Answer::Body(made) = world.ask(0, "alice", room_id, create(true, &["bob"])).await else {
+                panic!("not made");
+            };
+            let Body::CreateRoom(made) = *made else { panic!("{made:?}") };
+            assert_eq!((made.created, made.head), (round == 0, 2 + 2 * round));
+            for (number, user) in ["alice", "bob"].into_iter().enumerate() {
+                let (seq, id) = (made.head + 1 + number as u64, format!("{round}"));
+                assert_eq!(sent(&world.ask(0, user, room_id, text(&id, "x")).await), (seq, false));
+                assert!(sent(&world.ask(0, user, room_id, text("0", "x")).await).1);
+            }
+        }
+        world.drain.cancel();
+        for worker in std::mem::take(&mut world.workers) {
+            timeout(Duration::from_secs(30), worker).await.unwrap().unwrap();
+        }
+        store.close();
+    }
 }

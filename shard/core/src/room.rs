@@ -236,7 +236,7 @@ enum ThenCount {
 #[derive(Debug, Clone)]
 enum Say {
     Sent { seq: Seq, at: UnixMs, duplicate: bool },
-    Body(v1::server_frame::Body),
+    Body(Box<v1::server_frame::Body>),
     Joined,
     Created { created: bool },
     Admit,
@@ -290,7 +290,7 @@ impl Room {
                 self.tell_marks(now, out);
             }
             Input::Tick => self.tick(now, out),
-            Input::Close => self.write_marks(now, out),
+            Input::Close => self.write_marks(out),
         }
     }
 
@@ -371,11 +371,14 @@ impl Room {
                 if let Some(said) = self.known(&op.call.caller.user, send) {
                     return self.say(link, op.call.ticket, &op.call.caller.user, said, self.barrier(), out);
                 }
+                if self.joins_refusal(&op) {
+                    return;
+                }
             } else if op.is_read()
                 && !self.changes_are_pending()
                 && !self.enters_lazily(&op.call.caller.user, &op)
             {
-                return self.answer_read(now, op, out);
+                return self.answer_read(now, &op, out);
             }
         }
         if self.queue.len() + self.parked.len() >= self.config.queue_commands
@@ -444,9 +447,9 @@ impl Room {
                     self.push_front(op);
                     break;
                 }
-                self.answer_read(now, op, out);
+                self.answer_read(now, &op, out);
             } else {
-                self.judge_change(now, op, &mut draft, out);
+                self.judge_change(now, &op, &mut draft, out);
             }
         }
         if draft.is_empty() {
@@ -556,7 +559,7 @@ impl Room {
                 at: at.0,
                 duplicate,
             })),
-            Say::Body(body) => Answer::Body(Box::new(body)),
+            Say::Body(body) => Answer::Body(body),
             Say::Error(error) => Answer::Error(error),
             Say::Joined => {
                 let head = self.state.as_deref().map_or(Seq(0), |state| state.head);
@@ -699,7 +702,7 @@ impl Room {
         }
         self.tell_marks(now, out);
         if self.marks.write_is_due(now) {
-            self.write_marks(now, out);
+            self.write_marks(out);
         }
     }
 }
@@ -755,7 +758,8 @@ impl Op {
     fn new(now: Now, link: LinkId, call: Box<RoomCall>) -> Self {
         let bytes = match &call.command {
             RoomCommand::Send(send) => {
-                128 + send.text.as_ref().map_or(0, String::len)
+                // What stands around text and data in the event, at its largest.
+                512 + send.text.as_ref().map_or(0, String::len)
                     + send.data.as_ref().map_or(0, |data| data.len())
                     + send.mentions.iter().map(|user| user.len() + 32).sum::<usize>()
             }
@@ -845,3 +849,8 @@ fn created_reply(room: v1::Room, created: bool) -> v1::CreateRoomReply {
         created,
     }
 }
+
+#[cfg(test)]
+mod model_tests;
+#[cfg(test)]
+mod tests;

@@ -7,6 +7,7 @@ use banyan_proto::id::RoomId;
 use banyan_shard_core::Room;
 use foldhash::fast::RandomState;
 use hashbrown::HashMap;
+use tokio::time::Instant;
 
 /// Names a room of the slab. The generation tells a late answer for a closed room from one for its successor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -23,7 +24,7 @@ pub(super) struct Entry {
     pub(super) touched: bool,
     pub(super) used_ms: u64,
     /// When the append in flight was handed over.
-    pub(super) append_ms: u64,
+    pub(super) append_at: Instant,
     /// The earliest wake-up in the heap.
     wake_ms: Option<u64>,
 }
@@ -57,7 +58,7 @@ impl Rooms {
         self.slab.get(index as usize)?.as_ref().map(|entry| &entry.room)
     }
 
-    pub(super) fn open(&mut self, room: Room, now_ms: u64) -> Place {
+    pub(super) fn open(&mut self, room: Room, now_ms: u64, now: Instant) -> Place {
         self.generation = self.generation.wrapping_add(1);
         let index = self.free.pop().unwrap_or_else(|| {
             self.slab.push(None);
@@ -67,7 +68,7 @@ impl Rooms {
         let place = Place { index, generation: self.generation };
         self.by_id.insert(room.id().clone(), index);
         self.slab[index as usize] =
-            Some(Entry { room, place, touched: false, used_ms: now_ms, append_ms: now_ms, wake_ms: None });
+            Some(Entry { room, place, touched: false, used_ms: now_ms, append_at: now, wake_ms: None });
         place
     }
 
@@ -104,6 +105,19 @@ impl Rooms {
             entry.wake_ms = Some(at);
             self.wakes.push(Reverse((at, place)));
         }
+        if self.wakes.len() > 1_024 + 4 * self.by_id.len() {
+            self.forget_closed();
+        }
+    }
+
+    /// Rooms that were opened and closed again leave their wake-ups behind.
+    fn forget_closed(&mut self) {
+        let mut wakes = std::mem::take(&mut self.wakes);
+        wakes.retain(|Reverse((at, place))| {
+            let entry = self.slab.get(place.index as usize).and_then(Option::as_ref);
+            entry.is_some_and(|entry| entry.place == *place && entry.wake_ms == Some(*at))
+        });
+        self.wakes = wakes;
     }
 
     pub(super) fn next_wake(&self) -> Option<u64> {

@@ -17,7 +17,7 @@ const LAST_CHARS: usize = 100;
 
 impl Room {
     /// Answers what changes nothing, from durable state.
-    pub(super) fn answer_read(&mut self, now: Now, op: Op, out: &mut Vec<Action>) {
+    pub(super) fn answer_read(&mut self, now: Now, op: &Op, out: &mut Vec<Action>) {
         let (link, ticket, user) = (op.link, op.call.ticket, &op.call.caller.user);
         match &op.call.command {
             RoomCommand::Subscribe => self.subscribe(link, ticket, user, None, out),

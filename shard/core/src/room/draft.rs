@@ -29,6 +29,8 @@ pub(super) struct Draft {
     pub(super) members: Vec<MemberRow>,
     /// Ids of the sends in it.
     pub(super) keys: Vec<(u128, Entry)>,
+    /// Ids of the sends that it refuses when it is durable: a try that comes until then is refused with them.
+    pub(super) refused: Vec<(u128, v1::Error)>,
     pub(super) replies: Vec<Reply>,
     pub(super) notices: Vec<Notice>,
     /// Name, kind or visibility changed: every member is told.

@@ -78,7 +78,7 @@ impl Run {
             return run;
         }
         let wall = view.out.iter().rev().find(|(_, last)| *last < high);
-        let free = wall.map_or(view.floor.next(), |(_, last)| last.next().max(view.floor.next()));
+        let free = wall.map_or_else(|| view.floor.next(), |(_, last)| last.next().max(view.floor.next()));
         let low = free.max(Seq((high.0 + 1).saturating_sub(limit)));
         run.seqs = Some((low, high));
         run.more = low > free || wall.is_some_and(|(first, _)| first.0 - 1 > view.floor.0);

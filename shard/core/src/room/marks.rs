@@ -62,7 +62,7 @@ impl MarkTimes {
             member.untold = true;
             self.untold.push(member.row.user.clone());
             let next = self.told_ms.map_or(0, |told| told + config.marks_every_ms);
-            self.tell_at_ms.get_or_insert(next.max(now.mono_ms));
+            self.tell_at_ms.get_or_insert_with(|| next.max(now.mono_ms));
         }
         true
     }
@@ -145,9 +145,8 @@ impl Room {
         }
     }
 
-    pub(super) fn write_marks(&mut self, now: Now, out: &mut Vec<Action>) {
+    pub(super) fn write_marks(&mut self, out: &mut Vec<Action>) {
         self.marks.write_at_ms = None;
-        let _ = now;
         let Some(state) = self.state.as_deref_mut() else { return };
         let mut group = Vec::with_capacity(self.marks.unwritten.len());
         for user in self.marks.unwritten.drain(..) {

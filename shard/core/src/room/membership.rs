@@ -41,9 +41,9 @@ impl Room {
         }
     }
 
-    pub(super) fn judge_change(&mut self, now: Now, op: Op, draft: &mut Draft, out: &mut Vec<Action>) {
+    pub(super) fn judge_change(&mut self, now: Now, op: &Op, draft: &mut Draft, out: &mut Vec<Action>) {
         let said = self.desk(now).change(draft, &op.call).unwrap_or_else(|error| Say::Error(Box::new(error)));
-        self.settle(draft, &op, said, out);
+        self.settle(draft, op, said, out);
     }
 
     /// The caller would become a member of a lazily made room by this subscribe (joins and sends see to it
@@ -99,7 +99,7 @@ impl<'a> Desk<'a> {
     where
         'a: 'd,
     {
-        draft.row.as_deref().or(self.state.map(|state| &state.row))
+        draft.row.as_deref().or_else(|| self.state.map(|state| &state.row))
     }
 
     fn member<'d>(&self, draft: &'d Draft, user: &str) -> Option<&'d MemberRow>
@@ -257,7 +257,7 @@ impl<'a> Desk<'a> {
         public: Option<bool>,
     ) -> Result<Say, v1::Error> {
         self.judge(draft, &call.caller.user, Act::Manage).map_err(refusal)?;
-        let said = Say::Body(Body::UpdateRoom(v1::Empty {}));
+        let said = done(Body::UpdateRoom);
         let Some(row) = self.row(draft) else { return Err(refusal(Code::UnknownRoom)) };
         let name = name.filter(|name| *name != row.name).map(str::to_owned);
         let public = public.filter(|public| *public != row.public);
@@ -306,7 +306,7 @@ impl<'a> Desk<'a> {
             draft.push(self.id, self.now, &call.caller, call.origin, None, event);
         }
         self.take_out(draft, user);
-        Ok(Say::Body(Body::Leave(v1::Empty {})))
+        Ok(done(Body::Leave))
     }
 
     fn add_all(&self, draft: &mut Draft, call: &RoomCall, users: &[Person]) -> Result<Say, v1::Error> {
@@ -322,11 +322,11 @@ impl<'a> Desk<'a> {
         for person in new {
             self.add(draft, &call.caller, call.origin, person, Some(&call.caller.user))?;
         }
-        Ok(Say::Body(Body::AddMembers(v1::Empty {})))
+        Ok(done(Body::AddMembers))
     }
 
     fn remove(&self, draft: &mut Draft, call: &RoomCall, user: &UserId) -> Result<Say, v1::Error> {
-        let said = Say::Body(Body::RemoveMember(v1::Empty {}));
+        let said = done(Body::RemoveMember);
         let target = self.role(draft, user);
         self.judge(draft, &call.caller.user, Act::Remove { target }).map_err(refusal)?;
         if target == Role::None {
@@ -350,7 +350,7 @@ impl<'a> Desk<'a> {
         user: &UserId,
         to: Role,
     ) -> Result<Say, v1::Error> {
-        let said = Say::Body(Body::SetRole(v1::Empty {}));
+        let said = done(Body::SetRole);
         if to == Role::None {
             return Err(Code::BadRequest.error("`role` must be reader, member, admin or owner"));
         }
@@ -493,6 +493,11 @@ fn joined_event(person: &Person, role: Role, by: Option<&UserId>) -> Kind {
         role: role as i32,
         by: by.map(|user| user.as_str().to_owned()),
     })
+}
+
+/// The reply to a command that has nothing to tell.
+fn done(body: fn(v1::Empty) -> Body) -> Say {
+    Say::Body(Box::new(body(v1::Empty {})))
 }
 
 fn not_there(user: &UserId) -> v1::Error {

@@ -29,7 +29,7 @@ impl Room {
         let desk = self.desk(now);
         let judged = desk.may_send(draft, &op.call);
         if let Err(error) = judged {
-            return self.settle(draft, &op, Say::Error(Box::new(error)), out);
+            return self.refuse_send(draft, &op, key, &error, out);
         }
         let (link, arrived_ms) = (op.link, op.arrived_ms);
         let RoomCall { ticket, caller, origin, command } = *op.call;
@@ -54,6 +54,62 @@ impl Room {
         draft.keys.push((key, Entry { seq, at: draft.at, body }));
         let said = Say::Sent { seq, at: draft.at, duplicate: false };
         draft.reply(link, ticket, caller.user, arrived_ms, said);
+    }
+}
+
+impl Room {
+    /// A refusal is definite: no try of this send will be in the log. So it refuses the tries that wait, too; one of
+    /// them might be allowed by what comes before it.
+    fn refuse_send(
+        &mut self,
+        draft: &mut Draft,
+        op: &Op,
+        key: u128,
+        error: &v1::Error,
+        out: &mut Vec<Action>,
+    ) {
+        if !draft.is_empty() {
+            draft.refused.push((key, error.clone()));
+        }
+        self.settle(draft, op, Say::Error(Box::new(error.clone())), out);
+        let RoomCommand::Send(send) = &op.call.command else { return };
+        let is_try = |other: &Op| {
+            matches!(&other.call.command, RoomCommand::Send(waits) if waits.client_msg_id == send.client_msg_id)
+                && other.call.caller.user == op.call.caller.user
+        };
+        for place in (0..self.queue.len()).rev() {
+            if is_try(&self.queue[place])
+                && let Some(other) = self.queue.remove(place)
+            {
+                self.queue_bytes -= other.bytes;
+                self.settle(draft, &other, Say::Error(Box::new(error.clone())), out);
+            }
+        }
+        let (tries, parked) = std::mem::take(&mut self.parked).into_iter().partition(is_try);
+        self.parked = parked;
+        let tries: Vec<Op> = tries;
+        for other in tries {
+            self.queue_bytes -= other.bytes;
+            self.settle(draft, &other, Say::Error(Box::new(error.clone())), out);
+        }
+    }
+}
+
+impl Room {
+    /// A try of a send that the batch in flight refuses is refused with it.
+    pub(super) fn joins_refusal(&mut self, op: &Op) -> bool {
+        let RoomCommand::Send(send) = &op.call.command else { return false };
+        let Some(batch) = self.in_flight.as_deref_mut().filter(|batch| !batch.draft.refused.is_empty())
+        else {
+            return false;
+        };
+        let key = dedupe::key_of(self.config.hash_seed, op.call.caller.user.as_str(), &send.client_msg_id);
+        let Some((_, error)) = batch.draft.refused.iter().find(|(other, _)| *other == key) else {
+            return false;
+        };
+        let said = Say::Error(Box::new(error.clone()));
+        batch.draft.reply(op.link, op.call.ticket, op.call.caller.user.clone(), op.arrived_ms, said);
+        true
     }
 }
 

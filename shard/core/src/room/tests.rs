@@ -1,0 +1,1122 @@
+//! Inputs and the actions that must follow, written as text: one line an action.
+
+use super::*;
+use crate::members::role;
+use banyan_proto::direct;
+use banyan_proto::id::Origin;
+use banyan_proto::link::Person;
+use banyan_proto::v1::event::Kind;
+use banyan_proto::v1::server_frame::Body;
+use banyan_proto::v1::{Role, RoomKind};
+use banyan_storage::room_log::MemberRow;
+
+pub(super) fn person(user: &str) -> Person {
+    Person { user: UserId::parse(user).unwrap(), name: user.to_uppercase().into() }
+}
+
+pub(super) fn now(mono_ms: u64) -> Now {
+    Now { mono_ms, unix: UnixMs(1_000_000 + mono_ms) }
+}
+
+/// One room and a clock.
+struct Bench {
+    room: Room,
+    now: u64,
+    ticket: u64,
+}
+
+impl Bench {
+    fn cold(id: &str, config: Config) -> Self {
+        let room = Room::new(RoomId::parse(id).unwrap(), Epoch(1), LogId(0xabc), Arc::new(config));
+        Self { room, now: 0, ticket: 0 }
+    }
+
+    /// A room that is not there.
+    fn absent(id: &str, config: Config) -> Self {
+        let mut bench = Self::cold(id, config);
+        bench.room.phase = Phase::Ready;
+        bench
+    }
+
+    /// A group with alice (owner), adam (admin), bob (member), rita (reader), and `messages` of alice after the
+    /// event that made it.
+    fn group(public: bool, messages: u64) -> Self {
+        Self::loaded(Config::default(), RoomKind::Group, public, messages)
+    }
+
+    fn loaded(config: Config, kind: RoomKind, public: bool, messages: u64) -> Self {
+        let mut bench = Self::cold("r", config);
+        bench.room.phase = Phase::Loading;
+        let loaded = stored(kind, public, messages);
+        assert_eq!(bench.input(Input::Loaded(Some(Box::new(loaded)))), "");
+        bench
+    }
+
+    fn input(&mut self, input: Input) -> String {
+        let mut out = Vec::new();
+        self.room.handle(now(self.now), input, &mut out);
+        out.iter().map(|action| tell(action) + "\n").collect()
+    }
+
+    fn flush(&mut self) -> String {
+        self.input(Input::Flush)
+    }
+
+    /// Gives a command, without the flush that ends the turn.
+    fn call(&mut self, link: u16, user: &str, command: RoomCommand) -> String {
+        self.ticket += 1;
+        let call = RoomCall {
+            ticket: Ticket(self.ticket),
+            caller: person(user),
+            origin: Origin(u64::from(link)),
+            command,
+        };
+        self.input(Input::Call { link: LinkId(link), call: Box::new(call) })
+    }
+
+    fn done(&mut self) -> String {
+        self.stored(Outcome::Done)
+    }
+
+    fn stored(&mut self, outcome: Outcome) -> String {
+        let ticket = self.room.in_flight.as_ref().expect("an append in flight").ticket;
+        self.input(Input::Stored { ticket, outcome })
+    }
+
+    /// A command that is stored at once: everything that is told.
+    fn run(&mut self, user: &str, command: RoomCommand) -> String {
+        let mut told = self.call(1, user, command) + &self.flush();
+        if self.room.in_flight.is_some() {
+            told += &self.done();
+        }
+        told
+    }
+
+    fn tick_at(&mut self, ms: u64) -> String {
+        self.now = ms;
+        self.input(Input::Tick)
+    }
+
+    /// Answers the read that was asked for last.
+    fn read(&mut self, ticket: u32, rows: Vec<Row>, more: bool) -> String {
+        self.input(Input::ReadDone { ticket, rows: Some((rows, more)) }) + &self.flush()
+    }
+}
+
+/// Feeds turns of commands, each followed by its flush, and compares what comes out.
+#[track_caller]
+fn check(bench: &mut Bench, user: &str, command: RoomCommand, want: &str) {
+    let got = bench.run(user, command);
+    assert_eq!(got.trim(), trim(want));
+}
+
+fn trim(text: &str) -> String {
+    text.lines().map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join("\n")
+}
+
+fn tell(action: &Action) -> String {
+    let error = |error: &v1::Error| format!("error {}", error.code);
+    match action {
+        Action::Load => "load".to_owned(),
+        Action::Append { rows, derived, .. } => {
+            let mut text = "append".to_owned();
+            for row in rows {
+                let event = LoggedEvent::decode(row.event.clone(), row.origin).unwrap();
+                assert_eq!((event.seq(), event.event.n, event.event.room.as_str()), (row.seq, row.n, "r"));
+                text += &format!(" {}", tell_event(&event));
+            }
+            if let Some(derived) = derived {
+                if let Some(room) = &derived.room {
+                    text += &format!(" [{} members]", room.counted_members);
+                }
+                for row in &derived.members {
+                    text += &format!(" {}:{}", row.user, role(row).word());
+                }
+            }
+            text
+        }
+        Action::Read { range, limit, ticket } => match range {
+            Range::After { after, through } => format!("read#{ticket} {after}<..{through} {}", limit.events),
+            Range::Before { before, above } => format!("read#{ticket} {above}<..<{before} {}", limit.events),
+        },
+        Action::PutMarks(marks) => {
+            let marks: Vec<_> = marks
+                .iter()
+                .map(|(user, marks)| format!("{user}={}/{}/{}", marks.delivered, marks.seen, marks.seen_n))
+                .collect();
+            format!("put {}", marks.join(" "))
+        }
+        Action::Answer { ticket, answer, .. } => {
+            let text = match answer {
+                Answer::Sent(sent) => {
+                    format!("sent {}{}", sent.seq, if sent.duplicate { " duplicate" } else { "" })
+                }
+                Answer::Error(e) => error(e),
+                Answer::Admitted(admission) => format!(
+                    "admitted {} head {} n {} out {:?} end {:?}",
+                    admission.role.word(),
+                    admission.head,
+                    admission.n,
+                    admission.out.iter().map(|(a, b)| (a.0, b.0)).collect::<Vec<_>>(),
+                    admission.end.map(|end| end.0),
+                ),
+                Answer::Summary(room) => tell_room(room),
+                Answer::UserRooms { .. } => unreachable!("rooms do not say this"),
+                Answer::Body(body) => match &**body {
+                    Body::CreateRoom(made) => format!(
+                        "{} {} as {} head {} n {}",
+                        if made.created { "created" } else { "there" },
+                        made.name,
+                        made.role().word(),
+                        made.head,
+                        made.n
+                    ),
+                    Body::Join(join) => format!("joined {} head {}", join.role().word(), join.head),
+                    Body::Mark(mark) => format!("marks {}/{}/{}", mark.delivered, mark.seen, mark.seen_n),
+                    Body::History(page) => {
+                        let seqs: Vec<u64> = page.events.iter().map(|event| event.seq).collect();
+                        let gaps: Vec<_> = page.gaps.iter().map(|gap| (gap.from, gap.to)).collect();
+                        format!("history {seqs:?} gaps {gaps:?} head {} more {}", page.head, page.more)
+                    }
+                    Body::Members(page) => {
+                        let members: Vec<_> = page
+                            .members
+                            .iter()
+                            .map(|member| {
+                                let marks = member.seen.map(|seen| format!("/{seen}")).unwrap_or_default();
+                                format!(
+                                    "{}:{}@{}{marks}",
+                                    member.user,
+                                    member.role().word(),
+                                    member.joined_seq
+                                )
+                            })
+                            .collect();
+                        format!("members {} of {} more {}", members.join(" "), page.count, page.more)
+                    }
+                    _ => "ok".to_owned(),
+                },
+            };
+            format!("{}: {text}", ticket.0)
+        }
+        Action::Events { link, events } => {
+            let events: Vec<_> = events.iter().map(|event| tell_event(event)).collect();
+            format!("link {}: {}", link.0, events.join(" "))
+        }
+        Action::Marks { link, marks } => {
+            let marks: Vec<_> =
+                marks.iter().map(|mark| format!("{}={}/{}", mark.user, mark.delivered, mark.seen)).collect();
+            format!("link {}: marks {}", link.0, marks.join(" "))
+        }
+        Action::Page { ticket, page, .. } => match page {
+            Ok(page) => {
+                let seqs: Vec<u64> = page.events.iter().map(|event| event.event.seq).collect();
+                format!("page {}: {seqs:?} head {} more {}", ticket.0, page.head, page.more)
+            }
+            Err(e) => format!("page {}: {}", ticket.0, error(e)),
+        },
+        Action::NotifyUser { user, push } => match &**push {
+            Body::Room(room) => format!("to {user}: {}", tell_room(room)),
+            Body::RoomGone(gone) => format!("to {user}: gone {}", gone.code),
+            Body::Marks(push) => {
+                format!("to {user}: marks {}/{}", push.marks[0].delivered, push.marks[0].seen)
+            }
+            other => panic!("{other:?}"),
+        },
+        Action::Damaged { after } => format!("damaged after {after}"),
+    }
+}
+
+fn tell_event(event: &LoggedEvent) -> String {
+    let text = match event.event.kind.as_ref().unwrap() {
+        Kind::Created(created) => format!("created:{}", created.kind().word()),
+        Kind::Message(message) => format!("{}:{}", event.event.sender, message.text),
+        Kind::Joined(joined) => {
+            format!(
+                "joined:{}{}",
+                joined.user,
+                joined.by.as_ref().map(|by| format!("<{by}")).unwrap_or_default()
+            )
+        }
+        Kind::Left(left) => format!("left:{}", left.user),
+        Kind::Removed(removed) => format!("removed:{}<{}", removed.user, removed.by),
+        Kind::RoleChanged(changed) => format!("role:{}={}", changed.user, changed.role().word()),
+        Kind::RoomChanged(changed) => format!("changed:{:?}/{:?}", changed.name, changed.public),
+    };
+    format!("{}={text}", event.event.seq)
+}
+
+fn tell_room(room: &v1::Room) -> String {
+    let last = room.last.as_ref().map(|last| format!(" last {}", last.text)).unwrap_or_default();
+    let peer = room.peer.as_ref().map(|peer| format!(" peer {peer}")).unwrap_or_default();
+    format!(
+        "room {} {} head {} n {} seen {}{peer}{last}",
+        room.name,
+        room.role().word(),
+        room.head,
+        room.n,
+        room.seen_n
+    )
+}
+
+fn member_row(user: &str, role: Role) -> MemberRow {
+    MemberRow {
+        user: UserId::parse(user).unwrap(),
+        name: user.to_uppercase(),
+        role: crate::members::role_number(role),
+        joined_seq: Seq(1),
+        left_seq: None,
+        out: Vec::new(),
+    }
+}
+
+fn stored_row(seq: u64, kind: Kind, client_msg_id: Option<String>) -> Row {
+    let event = v1::Event {
+        room: "r".to_owned(),
+        seq,
+        at: 900_000 + seq,
+        n: seq - 1,
+        sender: "alice".to_owned(),
+        sender_name: "ALICE".to_owned(),
+        client_msg_id,
+        kind: Some(kind),
+    };
+    let event = LoggedEvent::new(event, Origin(9));
+    Row { seq: Seq(seq), batch_first: Seq(seq), n: seq - 1, origin: Origin(9), event: event.encoded }
+}
+
+/// Row `seq` of the stored group: 1 is `created`, `m<seq>` follow.
+fn stored_message(seq: u64) -> Row {
+    let message = v1::Message {
+        text: format!("t{seq}"),
+        content_type: "text/plain".to_owned(),
+        ..v1::Message::default()
+    };
+    stored_row(seq, Kind::Message(message), Some(format!("m{seq}")))
+}
+
+fn stored(kind: RoomKind, public: bool, messages: u64) -> LoadedRoom {
+    let head = messages + 1;
+    let created = v1::Created { kind: kind as i32, name: "room".to_owned(), public };
+    let mut tail = vec![stored_row(1, Kind::Created(created), None)];
+    tail.extend((2..=head).map(stored_message));
+    let tail = tail.split_off(tail.len().saturating_sub(64));
+    let members =
+        [("adam", Role::Admin), ("alice", Role::Owner), ("bob", Role::Member), ("rita", Role::Reader)];
+    LoadedRoom {
+        row: RoomRow {
+            room: RoomId::parse("r").unwrap(),
+            log: LogId(7),
+            kind: kind as u8,
+            public,
+            lazy: false,
+            name: "room".to_owned(),
+            created_at: UnixMs(900_000),
+            counted_members: 4,
+            floor: Seq(0),
+        },
+        head: Seq(head),
+        n: messages,
+        members: members.into_iter().map(|(user, role)| (member_row(user, role), Marks::default())).collect(),
+        members_complete: true,
+        tail,
+    }
+}
+
+fn send(id: &str) -> RoomCommand {
+    said(id, None, id)
+}
+
+fn said(id: &str, since: Option<u64>, text: &str) -> RoomCommand {
+    RoomCommand::Send(v1::Send {
+        client_msg_id: id.to_owned(),
+        since,
+        text: Some(text.to_owned()),
+        ..v1::Send::default()
+    })
+}
+
+fn create(kind: RoomKind, members: &[&str]) -> RoomCommand {
+    let name = if kind == RoomKind::Direct { String::new() } else { "new".to_owned() };
+    RoomCommand::Create {
+        kind,
+        name,
+        public: false,
+        members: members.iter().map(|user| person(user)).collect(),
+    }
+}
+
+fn user(user: &str) -> UserId {
+    UserId::parse(user).unwrap()
+}
+
+fn history(before: Option<u64>, after: Option<u64>, limit: u32) -> RoomCommand {
+    RoomCommand::History { before: before.map(Seq), after: after.map(Seq), limit }
+}
+
+fn mark(seen: u64) -> RoomCommand {
+    RoomCommand::Mark { delivered: None, seen: Some(Seq(seen)) }
+}
+
+#[test]
+fn nothing_is_said_before_it_is_durable_and_events_precede_their_answers() {
+    let mut bench = Bench::group(false, 1);
+    bench.call(1, "alice", RoomCommand::Subscribe);
+    bench.call(2, "bob", RoomCommand::Subscribe);
+    assert_eq!(bench.call(1, "alice", send("x")), "");
+    assert_eq!(bench.call(2, "bob", send("y")), "");
+    assert_eq!(bench.flush(), "append 3=alice:x 4=bob:y\n");
+    // One append in flight: this one waits for the next batch.
+    assert_eq!(bench.call(1, "adam", send("z")) + &bench.flush(), "");
+    assert_eq!(bench.done(), "link 1: 3=alice:x 4=bob:y\nlink 2: 3=alice:x 4=bob:y\n3: sent 3\n4: sent 4\n");
+    assert_eq!(bench.flush(), "append 5=adam:z\n");
+    assert_eq!(bench.done(), "link 1: 5=adam:z\nlink 2: 5=adam:z\n5: sent 5\n");
+}
+
+#[test]
+fn what_is_read_meanwhile_is_what_was_said() {
+    let mut bench = Bench::group(false, 1);
+    bench.call(1, "alice", send("x"));
+    bench.flush();
+    assert_eq!(
+        bench.call(1, "bob", RoomCommand::Subscribe),
+        "2: admitted member head 2 n 1 out [] end None\n"
+    );
+    assert_eq!(
+        bench.call(1, "bob", history(None, None, 50)),
+        "3: history [1, 2] gaps [] head 2 more false\n"
+    );
+    assert_eq!(bench.call(1, "bob", mark(3)), "4: error 107\n");
+    let pull = PullRequest {
+        link: LinkId(1),
+        ticket: Ticket(9),
+        after: Seq(0),
+        through: Some(Seq(3)),
+        max_events: 10,
+        max_bytes: 1_000,
+    };
+    assert_eq!(bench.input(Input::Pull(pull)), "page 9: [1, 2] head 2 more false\n");
+    assert_eq!(bench.done(), "link 1: 3=alice:x\n1: sent 3\n");
+    let pull = PullRequest { max_events: 2, through: None, ..pull };
+    assert_eq!(bench.input(Input::Pull(pull)), "page 9: [1, 2] head 3 more true\n");
+}
+
+#[test]
+fn at_never_falls_within_a_room() {
+    let mut bench = Bench::group(false, 0);
+    let mut at = Vec::new();
+    for unix in [2_000_000, 1_000_000, 3_000_000] {
+        let mut out = Vec::new();
+        let call = RoomCall {
+            ticket: Ticket(1),
+            caller: person("alice"),
+            origin: Origin(1),
+            command: send(&unix.to_string()),
+        };
+        let time = Now { mono_ms: 5, unix: UnixMs(unix) };
+        bench.room.handle(time, Input::Call { link: LinkId(1), call: Box::new(call) }, &mut out);
+        bench.room.handle(time, Input::Flush, &mut out);
+        let Some(Action::Append { rows, ticket, .. }) = out.pop() else { panic!("no append") };
+        at.push(LoggedEvent::decode(rows[0].event.clone(), Origin(1)).unwrap().event.at);
+        bench.room.handle(time, Input::Stored { ticket, outcome: Outcome::Done }, &mut out);
+    }
+    assert_eq!(at, [2_000_000, 2_000_000, 3_000_000]);
+}
+
+#[test]
+fn a_client_message_is_stored_once_and_another_body_is_refused() {
+    let mut bench = Bench::group(false, 1);
+    bench.call(1, "alice", send("x"));
+    bench.call(2, "alice", send("x"));
+    bench.call(2, "alice", said("x", None, "other"));
+    bench.call(1, "bob", send("x"));
+    assert_eq!(bench.flush(), "append 3=alice:x 4=bob:x\n");
+    // In flight: the retry joins the first try.
+    assert_eq!(bench.call(3, "alice", send("x")) + &bench.flush(), "");
+    assert_eq!(bench.done(), "1: sent 3\n2: sent 3 duplicate\n3: error 120\n4: sent 4\n");
+    assert_eq!(bench.flush(), "5: sent 3 duplicate\n");
+    assert_eq!(bench.call(3, "alice", send("x")), "6: sent 3 duplicate\n");
+    // What was loaded counts too, mentions do not.
+    let retry = RoomCommand::Send(v1::Send {
+        client_msg_id: "m2".to_owned(),
+        text: Some("t2".to_owned()),
+        content_type: Some("text/plain".to_owned()),
+        mentions: vec!["nobody".to_owned()],
+        ..v1::Send::default()
+    });
+    assert_eq!(bench.call(3, "alice", retry), "7: sent 2 duplicate\n");
+}
+
+#[test]
+fn a_known_id_comes_before_permission_and_limits() {
+    let mut bench = Bench::group(false, 1);
+    bench.run("bob", send("x"));
+    bench.run("adam", RoomCommand::Remove { user: user("bob") });
+    assert_eq!(bench.call(1, "bob", send("x")), "3: sent 3 duplicate\n");
+    check(&mut bench, "bob", send("y"), "4: error 123");
+}
+
+#[test]
+fn a_batch_that_was_not_stored_leaves_nothing() {
+    let mut bench = Bench::group(false, 1);
+    bench.call(1, "alice", RoomCommand::Subscribe);
+    bench.call(1, "bob", send("x"));
+    bench.call(1, "adam", RoomCommand::Remove { user: user("bob") });
+    bench.call(1, "bob", send("y"));
+    assert_eq!(bench.flush(), "append 3=bob:x 4=removed:bob<adam [3 members] bob:none\n");
+    assert_eq!(bench.stored(Outcome::NotDone(NotDone::Full)), "2: error 108\n3: error 108\n4: error 108\n");
+    check(&mut bench, "bob", send("x"), "append 3=bob:x\nlink 1: 3=bob:x\n5: sent 3");
+}
+
+#[test]
+fn an_unknown_outcome_is_settled_before_the_room_goes_on() {
+    let mut bench = Bench::group(false, 1);
+    bench.call(1, "alice", RoomCommand::Subscribe);
+    bench.call(1, "alice", send("x"));
+    bench.flush();
+    assert_eq!(bench.stored(Outcome::Unknown), "");
+    bench.now = 50;
+    assert_eq!(bench.call(1, "bob", send("y")) + &bench.flush(), "");
+    assert_eq!(bench.tick_at(99), "");
+    assert_eq!(bench.tick_at(100), "append 3=alice:x\n");
+    assert_eq!(bench.tick_at(101), "", "one try at a time");
+    // This try was refused; the first one may still come.
+    assert_eq!(bench.stored(Outcome::NotDone(NotDone::Full)), "");
+    assert_eq!(bench.tick_at(301), "append 3=alice:x\n");
+    assert_eq!(bench.stored(Outcome::Unknown), "");
+    // Who has waited for 10 s is told that nobody knows; reads go on.
+    assert_eq!(
+        bench.tick_at(10_000),
+        "append 3=alice:x\n2: error 108\n".lines().rev().map(|l| l.to_owned() + "\n").collect::<String>()
+    );
+    assert_eq!(bench.call(1, "bob", history(None, None, 1)), "4: history [2] gaps [] head 2 more true\n");
+    assert_eq!(bench.done(), "link 1: 3=alice:x\n");
+    assert_eq!(bench.flush(), "append 4=bob:y\n");
+    assert_eq!(bench.call(1, "alice", send("x")), "5: sent 3 duplicate\n");
+}
+
+#[test]
+fn commands_that_wait_too_long_are_answered_and_not_carried_out() {
+    let mut bench = Bench::group(false, 1);
+    bench.call(1, "alice", send("x"));
+    bench.flush();
+    bench.now = 5_000;
+    bench.call(1, "bob", send("y"));
+    bench.flush();
+    assert_eq!(bench.tick_at(10_000), "1: error 108\n");
+    assert_eq!(bench.tick_at(15_000), "2: error 108\n");
+    assert_eq!(bench.done(), "");
+    assert_eq!(bench.flush(), "");
+    assert!(bench.room.is_settled());
+}
+
+#[test]
+fn a_full_queue_answers_112_but_knows_what_is_stored() {
+    let config = Config { queue_commands: 2, ..Config::default() };
+    let mut bench = Bench::loaded(config, RoomKind::Group, false, 1);
+    bench.call(1, "alice", send("x"));
+    bench.flush();
+    bench.call(1, "alice", send("y"));
+    bench.call(1, "alice", send("z"));
+    assert_eq!(bench.call(1, "alice", send("full")), "4: error 112\n");
+    assert_eq!(bench.call(1, "alice", said("m2", None, "t2")), "5: sent 2 duplicate\n");
+
+    let config = Config { queue_bytes: 1_500, ..Config::default() };
+    let mut bench = Bench::loaded(config, RoomKind::Group, false, 1);
+    assert_eq!(bench.call(1, "alice", said("a", None, &"x".repeat(500))), "");
+    assert_eq!(bench.call(1, "alice", said("b", None, &"x".repeat(500))), "2: error 112\n");
+}
+
+#[test]
+fn batches_are_bounded() {
+    let config = Config { batch_events: 2, ..Config::default() };
+    let mut bench = Bench::loaded(config, RoomKind::Group, false, 0);
+    for id in ["a", "b", "c"] {
+        bench.call(1, "alice", send(id));
+    }
+    assert_eq!(bench.flush(), "append 2=alice:a 3=alice:b\n");
+    bench.done();
+    assert_eq!(bench.flush(), "append 4=alice:c\n");
+    let config = Config { batch_bytes: 1_000, ..Config::default() };
+    let mut bench = Bench::loaded(config, RoomKind::Group, false, 0);
+    for id in ["a", "b", "c"] {
+        bench.call(1, "alice", said(id, None, &id.repeat(400)));
+    }
+    assert_eq!(bench.flush().matches('=').count(), 1, "a 500-byte send and a second one do not fit");
+}
+
+#[test]
+fn a_twin_above_since_is_found_in_the_log() {
+    // 101 events; the tail that is loaded begins above 37.
+    let mut bench = Bench::group(false, 100);
+    assert_eq!(bench.room.state.as_ref().unwrap().window.start(), Seq(37));
+    check(&mut bench, "alice", said("m50", Some(5), "t50"), "1: sent 50 duplicate");
+    check(&mut bench, "alice", said("m10", Some(5), "t10"), "read#1 5<..37 2500");
+    // Another send that needs the log waits; one that does not goes on.
+    check(&mut bench, "alice", said("m20", Some(15), "other"), "");
+    check(&mut bench, "bob", said("new", Some(90), "new"), "append 102=bob:new\n4: sent 102");
+    assert_eq!(
+        bench.read(1, (6..=20).map(stored_message).collect(), true),
+        "2: sent 10 duplicate\nread#3 15<..37 2500\n"
+    );
+    assert_eq!(bench.read(3, (16..=17).map(stored_message).collect(), true), "read#4 17<..37 2500\n");
+    assert_eq!(bench.read(4, (18..=37).map(stored_message).collect(), false), "3: error 120\n");
+    // Nothing there: it is new.
+    check(&mut bench, "alice", said("n", Some(30), "n"), "read#5 30<..37 2500");
+    assert_eq!(bench.read(5, (31..=37).map(stored_message).collect(), false), "append 103=alice:n\n");
+    assert_eq!(bench.done(), "5: sent 103\n");
+    // Who never was in the room has no twin in it.
+    check(&mut bench, "eve", said("n", Some(0), "n"), "6: error 102");
+}
+
+#[test]
+fn a_log_that_is_too_long_to_search_is_113_and_a_since_above_head_is_0() {
+    let config = Config { since_events: 90, ..Config::default() };
+    let mut bench = Bench::loaded(config, RoomKind::Group, false, 100);
+    check(&mut bench, "alice", said("x", Some(10), "x"), "1: error 113");
+    check(&mut bench, "alice", said("x", Some(500), "x"), "2: error 113");
+    check(&mut bench, "alice", said("m50", Some(500), "t50"), "3: sent 50 duplicate");
+    check(&mut bench, "alice", said("x", Some(11), "x"), "read#1 11<..37 2500");
+    assert_eq!(bench.input(Input::ReadDone { ticket: 1, rows: None }), "4: error 108\n");
+    assert!(bench.room.is_settled());
+    assert_eq!(bench.room.queue_bytes, 0);
+}
+
+#[test]
+fn the_first_send_without_since_waits_for_the_window() {
+    let mut bench = Bench::group(false, 100);
+    check(&mut bench, "alice", said("m10", None, "t10"), "read#1 0<..<38 512");
+    check(&mut bench, "bob", send("x"), "");
+    assert_eq!(bench.read(1, (20..=37).map(stored_message).collect(), true), "read#2 0<..<20 512\n");
+    let mut rows: Vec<Row> = vec![stored(RoomKind::Group, false, 0).tail.remove(0)];
+    rows.extend((2..=19).map(stored_message));
+    assert_eq!(bench.read(2, rows, false), "1: sent 10 duplicate\nappend 102=bob:x\n");
+    bench.done();
+    check(&mut bench, "bob", send("y"), "append 103=bob:y\n3: sent 103");
+    // Old enough: what is older than ten minutes need not be known.
+    let mut bench = Bench::group(false, 100);
+    bench.now = 20 * 60_000;
+    check(&mut bench, "alice", said("m10", None, "t10"), "read#1 0<..<38 512");
+    assert_eq!(bench.read(1, (30..=37).map(stored_message).collect(), true), "append 102=alice:t10\n");
+}
+
+#[test]
+fn the_window_forgets_what_lies_below_it() {
+    let config = Config { window_events: 3, ..Config::default() };
+    let mut bench = Bench::loaded(config, RoomKind::Group, false, 0);
+    for id in ["a", "b", "c", "d"] {
+        bench.run("alice", send(id));
+    }
+    check(&mut bench, "alice", send("b"), "5: sent 3 duplicate");
+    check(&mut bench, "alice", said("a", Some(1), "a"), "read#5 1<..2 2500");
+    assert_eq!(bench.room.state.as_ref().unwrap().window.start(), Seq(2));
+}
+
+#[test]
+fn a_room_is_created_once() {
+    let mut bench = Bench::absent("r", Config::default());
+    bench.call(1, "alice", create(RoomKind::Group, &["bob", "bob", "carl"]));
+    bench.call(1, "alice", create(RoomKind::Group, &[]));
+    bench.call(1, "eve", create(RoomKind::Group, &[]));
+    // Commands behind a change wait for it.
+    bench.call(1, "alice", RoomCommand::Subscribe);
+    assert_eq!(
+        bench.flush(),
+        "append 1=created:group 2=joined:bob<alice 3=joined:carl<alice [3 members] alice:owner bob:member carl:member\n"
+    );
+    assert_eq!(
+        bench.done(),
+        trim(
+            "1: created new as owner head 3 n 0
+             2: there new as owner head 3 n 0
+             3: error 105
+             to alice: room new owner head 3 n 0 seen 0
+             to bob: room new member head 3 n 0 seen 0
+             to carl: room new member head 3 n 0 seen 0"
+        ) + "\n"
+    );
+    assert_eq!(bench.flush(), "4: admitted owner head 3 n 0 out [] end None\n");
+    check(&mut bench, "alice", send("x"), "append 4=alice:x\nlink 1: 4=alice:x\n5: sent 4");
+    assert_eq!(bench.room.state.as_ref().unwrap().row.log, LogId(0xabc));
+}
+
+#[test]
+fn broadcasts_only_count_their_readers() {
+    let mut bench = Bench::absent("r", Config::default());
+    let made = bench.run("alice", create(RoomKind::Broadcast, &["bob"]));
+    assert!(made.starts_with("append 1=created:broadcast [2 members] alice:owner bob:reader\n"), "{made}");
+    check(&mut bench, "bob", send("x"), "2: error 103");
+    bench.run("alice", RoomCommand::Update { name: None, public: Some(true) });
+    let told = bench.run("carl", RoomCommand::Join);
+    assert!(told.starts_with("append [3 members] carl:reader\n4: joined reader head 2\n"), "{told}");
+    // A second change at the same head could not be ordered in the store: it is an event.
+    let told = bench.run("carl", RoomCommand::Leave);
+    assert!(told.starts_with("append 3=left:carl [2 members] carl:none\n5: ok\n"), "{told}");
+    let told = bench.run("carl", RoomCommand::Join);
+    assert!(told.starts_with("append 4=joined:carl [3 members] carl:reader\n"), "{told}");
+    bench.run("alice", send("a"));
+    let told = bench.run("carl", RoomCommand::Leave);
+    assert!(told.starts_with("append [2 members] carl:none\n"), "{told}");
+    check(&mut bench, "carl", RoomCommand::Subscribe, "9: admitted none head 5 n 1 out [] end Some(5)");
+    // Removals are always events.
+    let told = bench.run("alice", RoomCommand::Remove { user: user("bob") });
+    assert!(told.starts_with("append 6=removed:bob<alice [1 members] bob:none\n"), "{told}");
+}
+
+#[test]
+fn direct_rooms_have_two_equal_members_for_good() {
+    let id = direct::room_id(&user("alice"), &user("bob"));
+    let mut bench = Bench::absent(id.as_str(), Config::default());
+    let refused = [
+        create(RoomKind::Direct, &["carl"]),
+        create(RoomKind::Direct, &["alice"]),
+        create(RoomKind::Direct, &["bob", "carl"]),
+        create(RoomKind::Direct, &[]),
+        create(RoomKind::Group, &["bob"]),
+        RoomCommand::Create {
+            kind: RoomKind::Direct,
+            name: "n".to_owned(),
+            public: false,
+            members: vec![person("bob")],
+        },
+        RoomCommand::Create {
+            kind: RoomKind::Direct,
+            name: String::new(),
+            public: true,
+            members: vec![person("bob")],
+        },
+    ];
+    for command in refused {
+        let told = bench.run("alice", command.clone());
+        assert!(told.ends_with(": error 107\n"), "{command:?}: {told}");
+    }
+    bench.room.id = RoomId::parse("r").unwrap();
+    let mut bench = Bench::absent(id.as_str(), Config::default());
+    let mut out = Vec::new();
+    for (ticket, caller, other) in [(1, "alice", "bob"), (2, "bob", "alice")] {
+        let call = RoomCall {
+            ticket: Ticket(ticket),
+            caller: person(caller),
+            origin: Origin(1),
+            command: create(RoomKind::Direct, &[other]),
+        };
+        bench.room.handle(now(0), Input::Call { link: LinkId(1), call: Box::new(call) }, &mut out);
+    }
+    bench.room.handle(now(0), Input::Flush, &mut out);
+    let Some(Action::Append { ticket, .. }) = out.pop() else { panic!("no append") };
+    let told = bench.input(Input::Stored { ticket, outcome: Outcome::Done });
+    assert_eq!(
+        told,
+        trim(
+            "1: created BOB as member head 1 n 0
+             2: there ALICE as member head 1 n 0
+             to alice: room BOB member head 1 n 0 seen 0 peer bob
+             to bob: room ALICE member head 1 n 0 seen 0 peer alice"
+        ) + "\n"
+    );
+    for command in [
+        RoomCommand::Join,
+        RoomCommand::Leave,
+        RoomCommand::Update { name: Some("x".to_owned()), public: None },
+        RoomCommand::Add { users: vec![person("carl")] },
+        RoomCommand::Remove { user: user("bob") },
+        RoomCommand::SetRole { user: user("bob"), role: Role::Admin },
+    ] {
+        let told = bench.run("alice", command.clone());
+        assert!(told.ends_with(": error 103\n"), "{command:?}: {told}");
+        let told = bench.run("eve", command.clone());
+        assert!(told.ends_with(": error 102\n"), "{command:?}: {told}");
+    }
+}
+
+#[test]
+fn who_left_sees_up_to_there_and_who_returns_has_a_gap() {
+    let mut bench = Bench::group(true, 1);
+    let told = bench.run("bob", RoomCommand::Leave);
+    assert_eq!(told, "append 3=left:bob [3 members] bob:none\n1: ok\nto bob: gone 123\n");
+    bench.run("alice", send("a"));
+    bench.run("alice", send("b"));
+    check(&mut bench, "bob", RoomCommand::Subscribe, "4: admitted none head 3 n 1 out [] end Some(3)");
+    check(&mut bench, "bob", history(None, None, 50), "5: history [1, 2, 3] gaps [] head 3 more false");
+    check(&mut bench, "bob", history(None, Some(3), 50), "6: history [] gaps [] head 3 more false");
+    check(&mut bench, "bob", mark(4), "7: error 107");
+    check(&mut bench, "bob", RoomCommand::Summary, "8: error 123");
+    check(&mut bench, "bob", send("x"), "9: error 123");
+    let told = bench.run("bob", RoomCommand::Join);
+    assert!(
+        told.starts_with(
+            "append 6=joined:bob [4 members] bob:member\nlink 1: 6=joined:bob\n10: joined member head 6\n"
+        ),
+        "{told}"
+    );
+    check(&mut bench, "bob", RoomCommand::Subscribe, "11: admitted member head 6 n 3 out [(4, 5)] end None");
+    check(&mut bench, "bob", history(None, None, 50), "12: history [6] gaps [] head 6 more true");
+    check(
+        &mut bench,
+        "bob",
+        history(Some(6), None, 50),
+        "13: history [1, 2, 3] gaps [(4, 5)] head 6 more false",
+    );
+    // The last message that it may see, not the last one.
+    check(&mut bench, "bob", RoomCommand::Summary, "14: room room member head 6 n 3 seen 0 last t2");
+}
+
+#[test]
+fn roles_are_changed_as_the_table_says() {
+    let mut bench = Bench::group(false, 1);
+    let set = |name: &str, role| RoomCommand::SetRole { user: user(name), role };
+    check(&mut bench, "adam", set("alice", Role::Member), "1: error 103");
+    check(&mut bench, "adam", set("bob", Role::Admin), "2: error 103");
+    check(&mut bench, "alice", set("eve", Role::Member), "3: error 122");
+    check(&mut bench, "alice", set("bob", Role::None), "4: error 107");
+    check(&mut bench, "alice", RoomCommand::Leave, "5: error 103");
+    check(
+        &mut bench,
+        "alice",
+        set("adam", Role::Owner),
+        "append 3=role:adam=owner 4=role:alice=admin adam:owner alice:admin
+         6: ok
+         to adam: room room owner head 4 n 1 seen 0 last t2
+         to alice: room room admin head 4 n 1 seen 0 last t2",
+    );
+    // The retry of a hand-over whose reply was lost.
+    check(&mut bench, "alice", set("adam", Role::Owner), "7: ok");
+    check(&mut bench, "bob", set("adam", Role::Owner), "8: error 103");
+    check(&mut bench, "alice", RoomCommand::Remove { user: user("adam") }, "9: error 103");
+    check(&mut bench, "alice", RoomCommand::Remove { user: user("eve") }, "10: error 122");
+    let told = bench.run("alice", RoomCommand::Remove { user: user("rita") });
+    assert!(
+        told.starts_with("append 5=removed:rita<alice [3 members] rita:none\n11: ok\nto rita: gone 123\n")
+    );
+    check(&mut bench, "alice", RoomCommand::Remove { user: user("rita") }, "12: ok");
+}
+
+#[test]
+fn members_are_added_once_and_listed_by_id() {
+    let config = Config { members: 6, ..Config::default() };
+    let mut bench = Bench::loaded(config, RoomKind::Group, false, 1);
+    check(&mut bench, "bob", RoomCommand::Add { users: vec![person("carl")] }, "1: error 103");
+    let add = |users: &[&str]| RoomCommand::Add { users: users.iter().map(|user| person(user)).collect() };
+    check(&mut bench, "adam", add(&["bob", "carl", "dora", "eve"]), "2: error 106");
+    let told = bench.run("adam", add(&["bob", "carl", "carl"]));
+    assert!(
+        told.starts_with("append 3=joined:carl<adam [5 members] carl:member\n3: ok\nto carl: room"),
+        "{told}"
+    );
+    check(&mut bench, "adam", add(&["bob", "carl"]), "4: ok");
+    bench.run("carl", mark(2));
+    check(
+        &mut bench,
+        "bob",
+        RoomCommand::Members { after: None, limit: 3 },
+        "6: members adam:admin@1/0 alice:owner@1/0 bob:member@1/0 of 5 more true",
+    );
+    check(
+        &mut bench,
+        "bob",
+        RoomCommand::Members { after: Some(user("bob")), limit: 3 },
+        "7: members carl:member@3/2 rita:reader@1/0 of 5 more false",
+    );
+    // Who was removed sees who was there then, and nobody's marks.
+    bench.run("adam", RoomCommand::Remove { user: user("bob") });
+    bench.run("adam", add(&["zoe"]));
+    check(
+        &mut bench,
+        "bob",
+        RoomCommand::Members { after: Some(user("alice")), limit: 9 },
+        "10: members carl:member@3 rita:reader@1 of 4 more false",
+    );
+}
+
+#[test]
+fn joins_of_large_rooms_are_only_counted() {
+    let config = Config { join_events_members: 5, ..Config::default() };
+    let mut bench = Bench::loaded(config, RoomKind::Group, true, 1);
+    assert!(bench.run("carl", RoomCommand::Join).starts_with("append 3=joined:carl [5 members]"));
+    assert!(
+        bench
+            .run("dora", RoomCommand::Join)
+            .starts_with("append [6 members] dora:member\n2: joined member head 3\n")
+    );
+    check(&mut bench, "dora", RoomCommand::Join, "3: joined member head 3");
+    bench.run("alice", send("x"));
+    assert!(bench.run("dora", RoomCommand::Leave).starts_with("append [5 members] dora:none\n"));
+    bench.run("alice", send("y"));
+    assert!(bench.run("dora", RoomCommand::Join).starts_with("append [6 members] dora:member\n"));
+    check(&mut bench, "dora", RoomCommand::Subscribe, "8: admitted member head 5 n 3 out [(5, 5)] end None");
+    check(
+        &mut bench,
+        "dora",
+        history(None, None, 9),
+        "9: history [1, 2, 3, 4] gaps [(5, 5)] head 5 more false",
+    );
+}
+
+#[test]
+fn a_changed_room_is_told_to_its_members() {
+    let mut bench = Bench::group(false, 0);
+    let update = RoomCommand::Update { name: Some("new".to_owned()), public: Some(false) };
+    check(
+        &mut bench,
+        "adam",
+        update.clone(),
+        "append 2=changed:Some(\"new\")/None [4 members]
+         1: ok
+         to adam: room new admin head 2 n 0 seen 0
+         to alice: room new owner head 2 n 0 seen 0
+         to bob: room new member head 2 n 0 seen 0
+         to rita: room new reader head 2 n 0 seen 0",
+    );
+    check(&mut bench, "adam", update.clone(), "2: ok");
+    check(&mut bench, "bob", update, "3: error 103");
+}
+
+#[test]
+fn strangers_learn_nothing_of_private_rooms() {
+    for (public, code) in [(false, 102), (true, 123)] {
+        let mut bench = Bench::group(public, 1);
+        for command in [
+            RoomCommand::Subscribe,
+            history(None, None, 1),
+            mark(1),
+            RoomCommand::Members { after: None, limit: 1 },
+            RoomCommand::Summary,
+            send("x"),
+            RoomCommand::Leave,
+            RoomCommand::Add { users: vec![person("eve")] },
+        ] {
+            let told = bench.run("eve", command.clone());
+            assert!(told.ends_with(&format!(": error {code}\n")), "{command:?}: {told}");
+        }
+    }
+    let mut bench = Bench::absent("r", Config::default());
+    for command in [RoomCommand::Subscribe, send("x"), RoomCommand::Join, RoomCommand::Summary, mark(0)] {
+        let told = bench.run("eve", command.clone());
+        assert!(told.ends_with(": error 102\n"), "{command:?}: {told}");
+    }
+    let pull = PullRequest {
+        link: LinkId(1),
+        ticket: Ticket(9),
+        after: Seq(0),
+        through: None,
+        max_events: 1,
+        max_bytes: 1,
+    };
+    assert_eq!(bench.input(Input::Pull(pull)), "page 9: error 102\n");
+}
+
+#[test]
+fn a_send_is_checked_against_the_room() {
+    let mut bench = Bench::group(false, 1);
+    let reply = |seq| {
+        RoomCommand::Send(v1::Send {
+            client_msg_id: format!("r{seq}"),
+            text: Some("x".to_owned()),
+            reply_to: Some(seq),
+            mentions: vec!["bob".to_owned(), "eve".to_owned()],
+            ..v1::Send::default()
+        })
+    };
+    check(&mut bench, "alice", reply(3), "1: error 107");
+    check(&mut bench, "alice", reply(0), "2: error 107");
+    check(&mut bench, "rita", reply(1), "3: error 103");
+    check(&mut bench, "alice", reply(2), "append 3=alice:x\n4: sent 3");
+    let state = bench.room.state.as_ref().unwrap();
+    let Some(Kind::Message(message)) = &state.tail.newest().next().unwrap().event.kind else { panic!() };
+    assert_eq!(message.mentions, ["bob"]);
+}
+
+#[test]
+fn marks_only_rise_and_a_send_lifts_its_senders() {
+    let mut bench = Bench::group(false, 9);
+    bench.call(1, "alice", RoomCommand::Subscribe);
+    check(
+        &mut bench,
+        "bob",
+        mark(5),
+        "2: marks 5/5/4
+         to bob: marks 5/5
+         link 1: marks bob=5/5",
+    );
+    check(&mut bench, "bob", mark(3), "3: marks 5/5/4");
+    check(&mut bench, "bob", RoomCommand::Mark { delivered: Some(Seq(8)), seen: None }, "4: marks 8/5/4");
+    check(&mut bench, "bob", RoomCommand::Mark { delivered: None, seen: None }, "5: marks 8/5/4");
+    // At most once a second.
+    assert_eq!(bench.tick_at(999), "");
+    assert_eq!(bench.tick_at(1_000), "to bob: marks 8/5\nlink 1: marks bob=8/5\nput bob=8/5/4\n");
+    check(&mut bench, "bob", send("x"), "append 11=bob:x\nlink 1: 11=bob:x\n6: sent 11");
+    check(&mut bench, "bob", RoomCommand::Summary, "7: room room member head 11 n 10 seen 10 last x");
+    assert_eq!(bench.tick_at(2_000), "put bob=11/11/10\n");
+    bench.run("bob", send("y"));
+    assert_eq!(bench.input(Input::Close), "put bob=12/12/11\n");
+    assert_eq!(bench.tick_at(9_000), "");
+}
+
+#[test]
+fn the_count_at_a_mark_below_the_tail_is_read() {
+    let mut bench = Bench::group(false, 100);
+    check(&mut bench, "bob", mark(20), "read#1 19<..20 1");
+    let told = bench.read(1, vec![stored_message(20)], false);
+    assert_eq!(told, "1: marks 20/20/19\nto bob: marks 20/20\n");
+    // Just below it the tail can tell; 0 is before everything.
+    check(&mut bench, "adam", mark(37), "2: marks 37/37/36");
+    check(&mut bench, "alice", mark(0), "3: marks 0/0/0");
+    check(&mut bench, "alice", mark(9), "read#2 8<..9 1");
+    assert_eq!(bench.input(Input::ReadDone { ticket: 2, rows: None }), "4: error 108\n");
+}
+
+#[test]
+fn marks_of_large_rooms_are_told_to_their_owner_alone() {
+    let config = Config { marks_members: 3, ..Config::default() };
+    let mut bench = Bench::loaded(config, RoomKind::Group, false, 9);
+    bench.call(1, "alice", RoomCommand::Subscribe);
+    check(&mut bench, "bob", mark(5), "2: marks 5/5/4\nto bob: marks 5/5");
+    check(
+        &mut bench,
+        "bob",
+        RoomCommand::Members { after: None, limit: 1 },
+        "3: members adam:admin@1 of 4 more true",
+    );
+}
+
+#[test]
+fn history_below_the_tail_is_read_from_the_log() {
+    let mut bench = Bench::group(false, 100);
+    check(&mut bench, "bob", history(None, None, 3), "1: history [99, 100, 101] gaps [] head 101 more true");
+    check(&mut bench, "bob", history(Some(30), None, 3), "read#1 26<..<30 3");
+    assert_eq!(
+        bench.read(1, (27..=29).map(stored_message).collect(), true),
+        "2: history [27, 28, 29] gaps [] head 101 more true\n"
+    );
+    check(&mut bench, "bob", history(None, Some(35), 100), "read#2 35<..101 66");
+    // The store ended the page early.
+    assert_eq!(
+        bench.read(2, (36..=40).map(stored_message).collect(), true),
+        "3: history [36, 37, 38, 39, 40] gaps [] head 101 more true\n"
+    );
+    check(&mut bench, "bob", history(Some(1), None, 3), "4: history [] gaps [] head 101 more false");
+    check(&mut bench, "bob", history(Some(1), Some(1), 3), "5: error 107");
+    check(&mut bench, "bob", history(Some(9), None, 2), "read#3 6<..<9 2");
+    let mut rows: Vec<Row> = (7..=8).map(stored_message).collect();
+    rows[1].event = bytes::Bytes::from_static(b"\xff");
+    assert_eq!(bench.read(3, rows, false), "damaged after 7\n6: error 100\n");
+}
+
+#[test]
+fn a_page_fits_into_a_frame() {
+    let mut bench =
+        Bench::loaded(Config { page_bytes: 2_000, ..Config::default() }, RoomKind::Group, false, 0);
+    for id in ["a", "b", "c", "d"] {
+        bench.run("alice", said(id, None, &"\"".repeat(100)));
+    }
+    check(&mut bench, "alice", history(None, None, 9), "5: history [4, 5] gaps [] head 5 more true");
+    check(&mut bench, "alice", history(None, Some(1), 9), "6: history [2, 3] gaps [] head 5 more true");
+}
+
+#[test]
+fn reads_are_bounded() {
+    let mut bench = Bench::loaded(Config { reads: 1, ..Config::default() }, RoomKind::Group, false, 100);
+    check(&mut bench, "bob", history(Some(9), None, 2), "read#1 6<..<9 2");
+    check(&mut bench, "bob", history(Some(9), None, 2), "2: error 112");
+    assert!(!bench.room.is_quiet());
+}
+
+#[test]
+fn lazily_made_rooms_take_in_whoever_comes() {
+    let lazy = Config { lazy_public: true, ..Config::default() };
+    let mut bench = Bench::absent("r", lazy.clone());
+    let told = bench.run("alice", RoomCommand::Subscribe);
+    assert_eq!(
+        told,
+        "append 1=created:group [1 members] alice:member\n1: admitted member head 1 n 0 out [] end None\nto alice: room  member head 1 n 0 seen 0\n"
+    );
+    let told = bench.run("bob", send("x"));
+    assert!(
+        told.starts_with("append 2=bob:x [2 members] bob:member\nlink 1: 2=bob:x\n2: sent 2\n"),
+        "{told}"
+    );
+    let told = bench.run("carl", RoomCommand::Join);
+    assert!(told.starts_with("append [3 members] carl:member\n3: joined member head 2\n"), "{told}");
+    check(&mut bench, "carl", RoomCommand::Subscribe, "4: admitted member head 2 n 1 out [] end None");
+    check(&mut bench, "dora", RoomCommand::Summary, "5: error 123");
+
+    let mut bench = Bench::absent("r", lazy.clone());
+    let told = bench.run("alice", send("x"));
+    assert!(
+        told.starts_with("append 1=created:group 2=alice:x [1 members] alice:member\n1: sent 2\n"),
+        "{told}"
+    );
+    let mut bench = Bench::absent("dm.x", lazy.clone());
+    check(&mut bench, "alice", RoomCommand::Subscribe, "1: error 102");
+    check(&mut bench, "alice", send("x"), "2: error 102");
+    // A private room of the same process is not lazily made.
+    let mut bench = Bench::loaded(lazy, RoomKind::Group, false, 0);
+    check(&mut bench, "eve", RoomCommand::Subscribe, "1: error 102");
+}
+
+#[test]
+fn what_comes_while_the_room_is_loaded_waits() {
+    let mut bench = Bench::cold("r", Config::default());
+    assert_eq!(bench.call(1, "bob", RoomCommand::Subscribe), "load\n");
+    assert_eq!(bench.call(1, "bob", send("x")) + &bench.flush(), "");
+    assert!(!bench.room.is_quiet());
+    assert_eq!(bench.input(Input::Loaded(Some(Box::new(stored(RoomKind::Group, false, 1))))), "");
+    assert_eq!(bench.flush(), "1: admitted member head 2 n 1 out [] end None\nappend 3=bob:x\n");
+
+    let mut bench = Bench::cold("r", Config::default());
+    bench.call(1, "bob", send("x"));
+    assert_eq!(bench.input(Input::LoadFailed), "1: error 108\n");
+    assert!(bench.room.is_quiet());
+    assert_eq!(bench.call(1, "bob", send("x")), "load\n");
+    let mut damaged = stored(RoomKind::Group, false, 5);
+    damaged.tail.remove(3);
+    assert_eq!(bench.input(Input::Loaded(Some(Box::new(damaged)))), "damaged after 1\n2: error 108\n");
+}
+
+#[test]
+fn interest_ends_and_a_quiet_room_may_be_closed() {
+    let mut bench = Bench::group(false, 1);
+    bench.call(1, "alice", RoomCommand::Subscribe);
+    bench.call(2, "bob", RoomCommand::Subscribe);
+    bench.call(2, "bob", RoomCommand::Subscribe);
+    assert!(!bench.room.is_quiet());
+    assert!(bench.room.wants(LinkId(2)));
+    bench.input(Input::Uninterest { link: LinkId(2) });
+    check(&mut bench, "alice", send("x"), "append 3=alice:x\nlink 1: 3=alice:x\n4: sent 3");
+    bench.input(Input::Uninterest { link: LinkId(1) });
+    assert!(bench.room.is_quiet());
+    let beacon = bench.room.beacon().unwrap();
+    assert_eq!((beacon.head, beacon.n, beacon.last_membership), (Seq(3), 2, Seq(0)));
+    bench.run("adam", RoomCommand::Remove { user: user("bob") });
+    assert_eq!(bench.room.beacon().unwrap().last_membership, Seq(4));
+}
+
+#[test]
+fn tick_at_the_deadline_moves_the_deadline() {
+    // A room with everything under way that has a deadline.
+    let mut bench = Bench::group(false, 100);
+    bench.run("bob", mark(90));
+    bench.run("bob", mark(91));
+    bench.call(1, "alice", said("m10", Some(5), "t10"));
+    bench.flush();
+    bench.call(1, "alice", said("m11", Some(5), "t11"));
+    bench.call(1, "alice", said("x", Some(90), "x"));
+    bench.flush();
+    bench.stored(Outcome::Unknown);
+    bench.call(1, "alice", said("y", Some(90), "y"));
+    let mut deadlines = Vec::new();
+    while let Some(deadline) = bench.room.next_deadline() {
+        assert!(deadlines.last().is_none_or(|last| *last < deadline), "{deadlines:?}, then {deadline}");
+        deadlines.push(deadline);
+        bench.tick_at(deadline);
+        if deadlines.len() > 50 {
+            break;
+        }
+        if bench.room.in_flight.as_ref().is_some_and(|batch| batch.retry_at_ms.is_none()) {
+            bench.stored(Outcome::Unknown);
+        }
+    }
+    // Marks, retries of the append, and at 10 s everything that waits.
+    assert!(deadlines.starts_with(&[100, 300, 700, 1_000]), "{deadlines:?}");
+    assert!(deadlines.contains(&10_000));
+}
