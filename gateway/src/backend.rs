@@ -161,6 +161,7 @@ impl Backend {
                     FromShard::Events { .. }
                     | FromShard::Head { .. }
                     | FromShard::Marks { .. }
+                    | FromShard::Left { .. }
                     | FromShard::Page { .. }
                     | FromShard::User { .. } => {}
                 }

@@ -160,6 +160,9 @@ pub enum FromShard {
         room: RoomId,
         marks: Arc<[v1::UserMarks]>,
     },
+    /// A member is out of the room since this seq, whether an event says so or (in rooms that only count who comes and
+    /// goes) none does: nothing above it is theirs.
+    Left { room: RoomId, user: UserId, at: Seq },
     /// The answer to a pull, ascending. `more`: the limits ended it before `through` or head.
     Page {
         ticket: Ticket,

@@ -496,6 +496,10 @@ impl Worker {
                 let room = entry.room.id().clone();
                 self.send(link, FromShard::Marks { room, marks });
             }
+            Action::Left { link, user, at } => {
+                let room = entry.room.id().clone();
+                self.send(link, FromShard::Left { room, user, at });
+            }
             Action::Page { link, ticket, page } => {
                 let room = entry.room.id().clone();
                 self.send(link, FromShard::Page { ticket, room, page });

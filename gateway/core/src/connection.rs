@@ -150,8 +150,6 @@ pub(crate) enum What {
     },
     /// `heavy`: its reply may be large, only a few of these are asked for at once.
     Room {
-        room: RoomId,
-        ends_membership: bool,
         heavy: bool,
     },
     /// Done beside the workers, by the asynchronous part of the gateway.

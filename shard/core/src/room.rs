@@ -108,6 +108,12 @@ pub enum Action {
         ticket: Ticket,
         page: Result<Page, v1::Error>,
     },
+    /// A member is out of the room: the link ends their cursors.
+    Left {
+        link: LinkId,
+        user: UserId,
+        at: Seq,
+    },
     /// To every connection of the user.
     NotifyUser {
         user: UserId,

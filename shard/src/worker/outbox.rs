@@ -95,7 +95,9 @@ impl Outbox {
         let mut dropped = 0;
         for message in batch {
             match message {
-                FromShard::Answer { .. } | FromShard::Page { .. } => self.held.push(message),
+                FromShard::Answer { .. } | FromShard::Page { .. } | FromShard::Left { .. } => {
+                    self.held.push(message);
+                }
                 FromShard::Events { room, .. } => {
                     self.dirty.insert(room);
                     dropped += 1;

@@ -146,7 +146,7 @@ impl Worker {
                 let busy = flight_of(connection)
                     .pending
                     .iter()
-                    .filter(|pending| matches!(pending.what, What::Room { heavy: true, .. }))
+                    .filter(|pending| matches!(pending.what, What::Room { heavy: true }))
                     .count();
                 if busy >= HEAVY_MAX || connection.queued() > QUEUED_SOFT {
                     flight_of(connection)
@@ -154,10 +154,9 @@ impl Worker {
                         .push_back((id, Waiting::Checked(Checked::Room { room, command })));
                     return;
                 }
-                What::Room { room: room.clone(), ends_membership: false, heavy: true }
+                What::Room { heavy: true }
             }
-            RoomCommand::Leave => What::Room { room: room.clone(), ends_membership: true, heavy: false },
-            _ => What::Room { room: room.clone(), ends_membership: false, heavy: false },
+            _ => What::Room { heavy: false },
         };
         let Some(ticket) = self.owe(now, index, id, what, 1) else { return };
         let Some(key) = self.connections.key_of(index) else { return };
@@ -357,18 +356,15 @@ impl Worker {
         self.flight_moved(index);
         match (pending.what, answer) {
             (What::Send { room, .. }, Answer::Sent(reply)) => self.sent(index, pending.id, &room, *reply),
-            (What::Room { room, ends_membership, heavy }, Answer::Body(body)) => {
+            (What::Room { heavy }, Answer::Body(body)) => {
                 self.reply(index, pending.id, *body);
-                if ends_membership {
-                    self.left_uncounted(index, &room);
-                }
                 if heavy {
                     self.release_waiting(now, index);
                 }
             }
             (what, Answer::Error(error)) => {
                 self.reply_error(index, pending.id, *error);
-                if matches!(what, What::Room { heavy: true, .. }) {
+                if matches!(what, What::Room { heavy: true }) {
                     self.release_waiting(now, index);
                 }
             }

@@ -13,7 +13,7 @@ use banyan_proto::v1::server_frame::Body;
 
 use super::commands::mark_room;
 use super::{Now, Worker, opcode_of, put_server_frame};
-use crate::connection::{NOBODY, Place, What};
+use crate::connection::{Place, What};
 use crate::ring::Ring;
 use crate::room::{CursorState, SIDES, SMALL_ROOM, side_of};
 
@@ -54,6 +54,13 @@ impl Worker {
                     Body::Marks(v1::MarksPush { room: room.as_str().to_owned(), marks: marks.to_vec() });
                 for reader in readers {
                     self.push_optional(reader, &push);
+                }
+            }
+            FromShard::Left { room, user, at } => {
+                if let (Some(room), Some(user)) =
+                    (self.room_ids.get(room.as_str()).copied(), self.user_ids.get(user.as_str()).copied())
+                {
+                    self.end_cursors(user, room, at);
                 }
             }
             FromShard::Page { ticket, page, .. } => self.page(now, ticket, page),
@@ -222,18 +229,6 @@ impl Worker {
                 None => {}
             }
         }
-    }
-
-    /// Their own `leave` is done. In a room that only counts its leaves no event says so: the cursors end here.
-    pub(super) fn left_uncounted(&mut self, index: u32, room: &RoomId) {
-        let Some(room_index) = self.room_ids.get(room.as_str()).copied() else { return };
-        let Some(room) = self.rooms.get(room_index) else { return };
-        if room.repair.is_some() || room.known_head > room.applied {
-            return;
-        }
-        let applied = room.applied;
-        let user = self.connections.get(index).map_or(NOBODY, |connection| connection.user);
-        self.end_cursors(user, room_index, applied);
     }
 
     /// Marks who has something to be sent; sends nothing.

@@ -63,6 +63,7 @@ impl Room {
     /// Tells the users' channels what a batch changed for them.
     pub(super) fn notify(&self, notices: &[Notice], changed: bool, passed: Passed, out: &mut Vec<Action>) {
         let Some(state) = self.state.as_deref() else { return };
+        let mut left = Vec::new();
         let mut tell = |user: &UserId, body: Body| {
             out.push(Action::NotifyUser { user: user.clone(), push: Arc::new(body) });
         };
@@ -77,8 +78,17 @@ impl Room {
                 Notice::Gone(user) => {
                     let gone =
                         v1::RoomGone { room: self.id.as_str().to_owned(), code: Code::NotAMember.number() };
-                    if self.role_of(user) == Role::None {
-                        tell(user, Body::RoomGone(gone));
+                    if self.role_of(user) != Role::None {
+                        continue;
+                    }
+                    tell(user, Body::RoomGone(gone));
+                    if let Some(at) = state.members.get(user.as_str()).and_then(|member| member.row.left_seq)
+                    {
+                        left.extend(self.interest.iter().map(|link| Action::Left {
+                            link: *link,
+                            user: user.clone(),
+                            at,
+                        }));
                     }
                 }
             }
@@ -90,6 +100,7 @@ impl Room {
                 }
             }
         }
+        out.append(&mut left);
     }
 }
 
