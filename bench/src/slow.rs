@@ -11,7 +11,6 @@ use crate::cli::Slow;
 use crate::clock::now_ns;
 use crate::control::{Command, Connect, Load, Modes, Pace, Reply, User};
 use crate::fanout::Seen;
-use crate::http::Metrics;
 use crate::pool::{Place, Pool};
 use crate::report::{Progress, Report, Table, data};
 use crate::server::Server;
@@ -127,7 +126,7 @@ impl Room {
         let without = self.stretch(options, |_, _| Ok(()))?;
 
         say("with slow readers");
-        let metrics = self.server.metrics()?;
+        let before = self.server.metrics()?;
         let mut slow = Pool::start(&setup.generator_cpus, 1)?;
         let (stopper, never, never_address) = (0, 1, self.connect_slow(&mut slow)?);
         for connection in [stopper, never] {
@@ -182,9 +181,11 @@ impl Room {
             },
             None => (0, format!("still open after {} s", look_for.as_secs())),
         };
-        let now = self.server.metrics()?;
+        // Workers publish what they count once a second.
+        std::thread::sleep(Duration::from_millis(1500));
+        let after = self.server.metrics()?;
         let grown = |words: &[&str]| {
-            Some(now.sum_of_words(words)? - Metrics::sum_of_words(&metrics, words).unwrap_or_default())
+            Some(after.sum_of_words(words)? - before.sum_of_words(words).unwrap_or_default())
         };
         Ok(Run {
             p99_without_ms: without.p99_ms,
@@ -195,12 +196,12 @@ impl Room {
             stopped_s,
             passed_bytes: with.bytes,
             caught_up_s,
-            fell_to_log: grown(&["fell_to_log"]),
+            fell_to_log: grown(&["banyan_gateway_fell_to_log_total"]),
             never_closed_after_s,
             never_queue_bytes: watcher.highest_queue,
             never_events,
             never_how,
-            closed_3008: grown(&["3008"]),
+            closed_3008: grown(&["banyan_gateway_closed_total", "reason=\"slow\""]),
         })
     }
 
