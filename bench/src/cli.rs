@@ -50,6 +50,9 @@ pub(crate) enum Command {
     /// The floor's sender; started by the others
     #[command(hide = true)]
     FloorSender,
+    /// Stops a process when standard input ends; started by the others
+    #[command(hide = true)]
+    Guard { pid: i32 },
 }
 
 /// What all benches take.

@@ -705,13 +705,15 @@ impl Generator {
                 room.room, error.code, error.message
             ));
         }
-        if room.gap.is_some() || room.reset == Some(true) {
+        let place = self.room(&room.room);
+        let Some(cursor) = self.connections[index].subscription(place) else {
+            return self.violation(format!("connection {index}: subscribed to {}, unasked", room.room));
+        };
+        cursor.expected = room.from;
+        // Who only looks at heads may be told that events were left out.
+        if cursor.live && (room.gap.is_some() || room.reset == Some(true)) {
             return self
                 .violation(format!("connection {index}: subscribing to {} left events out", room.room));
-        }
-        let place = self.room(&room.room);
-        if let Some(cursor) = self.connections[index].subscription(place) {
-            cursor.expected = room.from;
         }
         if let Some(Task::Calls(calls)) = &mut self.task {
             calls.subscribed(place, room.head);

@@ -14,6 +14,7 @@ mod fanout;
 mod floor;
 mod floor_only;
 mod generator;
+mod guard;
 mod host;
 mod http;
 mod idle;
@@ -38,6 +39,7 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
     let (report, common) = match cli.command {
         Command::Generator => return generator::run(),
         Command::FloorSender => return floor::run(),
+        Command::Guard { pid } => return guard::run(pid),
         Command::Idle(options) => (idle::run(&options)?, options.common),
         Command::Fanout(options) => (fanout::run(&options)?, options.common),
         Command::Sends(options) => (sends::run(&options)?, options.common),

@@ -18,6 +18,7 @@ use tempfile::TempDir;
 use crate::clock::now_ns;
 use crate::control::User;
 use crate::cpus::Cpus;
+use crate::guard::Guard;
 use crate::http::{self, Metrics};
 use crate::process::{CpuTime, rss_anon};
 
@@ -37,6 +38,7 @@ pub(crate) struct Server {
     cpus: Cpus,
     folder: TempDir,
     child: Child,
+    guard: Guard,
     /// Where clients connect.
     pub(crate) address: SocketAddr,
     pub(crate) ops: SocketAddr,
@@ -49,15 +51,24 @@ impl Server {
         fs::create_dir_all(parent).with_context(|| format!("cannot make {}", parent.display()))?;
         let folder = tempfile::Builder::new().prefix("run-").tempdir_in(parent)?;
         fs::write(folder.path().join("banyan.toml"), CONFIG)?;
-        let (child, address, ops) = launch(binary, cpus, folder.path(), 1)?;
-        Ok(Self { binary: binary.to_owned(), cpus: cpus.clone(), folder, child, address, ops, starts: 1 })
+        let (child, guard, address, ops) = launch(binary, cpus, folder.path(), 1)?;
+        Ok(Self {
+            binary: binary.to_owned(),
+            cpus: cpus.clone(),
+            folder,
+            child,
+            guard,
+            address,
+            ops,
+            starts: 1,
+        })
     }
 
     /// Stops it and starts it again on the same data.
     pub(crate) fn restart(&mut self) -> anyhow::Result<()> {
         self.stop()?;
         self.starts += 1;
-        (self.child, self.address, self.ops) =
+        (self.child, self.guard, self.address, self.ops) =
             launch(&self.binary, &self.cpus, self.folder.path(), self.starts)?;
         Ok(())
     }
@@ -161,7 +172,7 @@ fn launch(
     cpus: &Cpus,
     folder: &Path,
     start: u32,
-) -> anyhow::Result<(Child, SocketAddr, SocketAddr)> {
+) -> anyhow::Result<(Child, Guard, SocketAddr, SocketAddr)> {
     let log = log_path(folder, start);
     let (out, errors) = (File::create(&log)?, File::options().append(true).open(&log)?);
     let mut command = Command::new(binary);
@@ -180,8 +191,10 @@ fn launch(
             binary.display()
         )
     })?;
-    match wait_until_ready(&mut child, &log) {
-        Ok((address, ops)) => Ok((child, address, ops)),
+    let guarded = Guard::over(child.id())
+        .and_then(|guard| wait_until_ready(&mut child, &log).map(|(address, ops)| (guard, address, ops)));
+    match guarded {
+        Ok((guard, address, ops)) => Ok((child, guard, address, ops)),
         Err(error) => {
             drop(child.kill());
             drop(child.wait());

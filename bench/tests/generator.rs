@@ -1,7 +1,12 @@
 //! The generator against a server of this test's own that does its work well, or badly in exactly one way: every way
 //! must void the run.
 
-#![allow(clippy::disallowed_methods, reason = "deadlines of a test")]
+#![allow(
+    clippy::disallowed_methods,
+    clippy::needless_pass_by_value,
+    clippy::unwrap_used,
+    reason = "a test: deadlines by the clock, commands written in place, and what fails fails"
+)]
 
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Write};
