@@ -7,6 +7,7 @@
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::process::{Child, ChildStdin, ChildStdout, Command as Process, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 use rustix::event::{PollFd, PollFlags, poll};
@@ -18,6 +19,9 @@ use crate::codec;
 use crate::control::{Command, Reply};
 use crate::cpus::Cpus;
 use crate::pool::Pool;
+
+/// Receivers that say nothing for so long do not get what was sent.
+const STALL: Duration = Duration::from_secs(20);
 
 /// In which order the sockets are visited.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -140,7 +144,9 @@ impl Sender {
 
     fn meet(&mut self, peers: usize) -> anyhow::Result<()> {
         while self.peers.len() < peers {
-            self.peers.push((self.reports.accept()?.0, 0));
+            let (peer, _) = self.reports.accept()?;
+            peer.set_read_timeout(Some(STALL))?;
+            self.peers.push((peer, 0));
         }
         for (_, completed) in &mut self.peers {
             *completed = 0;
@@ -164,7 +170,7 @@ impl Sender {
             for (peer, completed) in &mut self.peers {
                 let mut number = [0; 8];
                 while *completed < ran.events {
-                    peer.read_exact(&mut number)?;
+                    peer.read_exact(&mut number).context("the receivers do not get everything")?;
                     *completed = u64::from_le_bytes(number);
                 }
             }
@@ -301,7 +307,7 @@ mod tests {
         writer.set_nonblocking(true).unwrap();
         let total = 32 << 20;
         let thread = std::thread::spawn(move || {
-            std::thread::sleep(std::time::Duration::from_millis(50));
+            std::thread::sleep(Duration::from_millis(50));
             let mut rest = total;
             let mut buffer = vec![0; 1 << 16];
             while rest > 0 {

@@ -335,6 +335,8 @@ impl Generator {
 
     fn watch(&mut self, name: &str, sender: Option<u32>) -> anyhow::Result<()> {
         let room = self.room(name);
+        // Each run of the floor sends the event of its own run.
+        self.rooms[room as usize].forget_same();
         let mut next = None;
         let mut receivers = 0;
         for (index, connection) in self.connections.iter().enumerate() {

@@ -62,6 +62,10 @@ impl Room {
         self.same = Some(payload.into());
     }
 
+    pub(super) fn forget_same(&mut self) {
+        self.same = None;
+    }
+
     pub(super) fn has_same(&self) -> bool {
         self.same.is_some()
     }
