@@ -95,12 +95,13 @@ Exit codes:
   74  the data directory cannot be used, or a newer release wrote it";
 
 const GENTOKEN_HELP: &str = "\
-The keys are those in the data directory, made on the server's first start.
+The keys are those in the data directory; where there are none yet they are made.
 
 Examples:
   banyan gentoken alice
   banyan gentoken alice --name 'Alice A.' --lifetime 1h
   banyan gentoken alice --json | jq -r .token
+  banyan gentoken load --count 1000 --json > tokens.jsonl
 
 Exit codes:
   0   the token is on standard output
@@ -212,10 +213,13 @@ pub(crate) struct Gentoken {
     /// The name that others see [default: the one that the user has, else the id]
     #[arg(long, value_name = "NAME")]
     pub(crate) name: Option<String>,
+    /// For load tests: tokens for N users, USER1 to USERN, one a line (at most 1000000)
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub(crate) count: Option<u32>,
     /// How long the token is good, such as 1h [default: accounts.token_lifetime]
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     pub(crate) lifetime: Option<Duration>,
-    /// As JSON: user, name, token, expires_at
+    /// As JSON, one object a line: user, name, token, expires_at
     #[arg(long)]
     pub(crate) json: bool,
     #[command(flatten)]

@@ -40,7 +40,7 @@ use tokio_util::sync::CancellationToken;
 use crate::config::Config;
 use crate::config::kind::Network;
 use crate::failure::{Exit, Failure, words};
-use crate::page;
+use crate::{page, token_cmd};
 
 /// Batches that may wait for a link or a worker's control. A batch is what one turn of a worker produced.
 const QUEUE: usize = 1_024;
@@ -148,7 +148,7 @@ impl Node {
             accounts: accounts.clone(),
             backend: backend.clone(),
             sends: Arc::new(Buckets::new(BUCKETS, sends(config))),
-            started: started,
+            started,
             limits: command_limits(config),
             allowed_origins: door.origins.clone(),
             trusted_proxies: door.trusted_proxies.clone(),
@@ -383,8 +383,7 @@ fn open_store(config: &Config) -> Result<Embedded, Failure> {
 
 fn accounts(config: &Config, store: Arc<dyn Accounts>) -> Result<Service, Failure> {
     let directory = &config.server.data_dir;
-    let keys = Keys::load_or_create(directory, Algorithm::default(), clock::unix_ms())
-        .map_err(|error| Failure::new(Exit::Io, format!("token keys: {error}")))?;
+    let keys = token_cmd::keys(Keys::load_or_create(directory, Algorithm::default(), clock::unix_ms()))?;
     let wanted = &config.accounts;
     let options = accounts::Options {
         signup: wanted.signup,

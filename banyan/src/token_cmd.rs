@@ -5,42 +5,79 @@ use std::io::{self, Read};
 use std::path::Path;
 use std::time::Duration;
 
-use banyan_proto::id::UserId;
+use banyan_gateway::accounts::keys::{self, Algorithm, Keys};
+use banyan_gateway::accounts::names;
+use banyan_gateway::accounts::token::{self, Issued, TokenSpec, Verified};
+use banyan_gateway::clock;
+use banyan_proto::id::{UnixMs, UserId};
 use serde_json::json;
 
 use crate::cli::{Checktoken, Gentoken};
 use crate::failure::{Exit, Failure, words};
-use crate::output::print;
+use crate::output::{self, print};
 
 /// Longest token that is read: tokens travel in the auth frame, which is smaller.
 const TOKEN_BYTES_MAX: u64 = 16 * 1024;
 
-/// What a token says.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Claims {
-    user: String,
-    /// None: the name that the user already has, or the user's id.
-    name: Option<String>,
-    /// Unix milliseconds.
-    issued_at: u64,
-    /// Unix milliseconds.
-    expires_at: u64,
-    /// Which of the node's keys signed it.
-    key: String,
-}
+/// Shortest lifetime: expiry is told in whole seconds, so a shorter one could be over when the token is printed.
+const LIFETIME_MIN: Duration = Duration::from_secs(1);
 
 pub(crate) fn gentoken(asked: &Gentoken) -> Result<(), Failure> {
-    let user =
-        UserId::parse(&asked.user).map_err(|error| Failure::new(Exit::Usage, format!("USER: {error}")))?;
+    let users = users(&asked.user, asked.count)?;
+    let name = asked.name.as_deref().map(names::display_name).transpose();
+    let name = name.map_err(|error| Failure::new(Exit::Usage, format!("--name: {error}")))?;
     let config = asked.keys.load()?.config;
     let lifetime = asked.lifetime.unwrap_or(config.accounts.token_lifetime);
-    let (token, claims) = sign(&config.server.data_dir, &user, asked.name.as_deref(), lifetime)?;
-    if !asked.json {
-        return print(&format!("{token}\n"));
+    if lifetime < LIFETIME_MIN {
+        return Err(Failure::new(Exit::Usage, "--lifetime: must be 1s or more"));
     }
-    let signed =
-        json!({ "user": claims.user, "name": claims.name, "token": token, "expires_at": claims.expires_at });
-    print(&format!("{signed}\n"))
+    let now = clock::unix_ms();
+    let keys = keys(Keys::load_or_create(&config.server.data_dir, Algorithm::default(), now))?;
+    // One line at a time: a million tokens need no memory.
+    output::print_all(users.map(|user| line(&keys, &user?, name.as_deref(), lifetime, now, asked.json)))
+}
+
+/// Who gets a token: the user itself, or those of the user's name with 1 to `count` behind it.
+fn users(
+    user: &str,
+    count: Option<u32>,
+) -> Result<impl Iterator<Item = Result<UserId, Failure>> + use<>, Failure> {
+    let parse = |user: &str| {
+        let parsed = UserId::parse(user).map_err(|error| error.to_string());
+        let refused = |user: UserId| match user.is_reserved() {
+            true => Err(token::Error::Reserved.to_string()),
+            false => Ok(user),
+        };
+        parsed.and_then(refused).map_err(|error| Failure::new(Exit::Usage, format!("USER: {error}")))
+    };
+    let ids = |number: u32| if number == 0 { user.to_owned() } else { format!("{user}{number}") };
+    let (from, through) = count.map_or((0, 0), |count| (1, count));
+    // The longest of them stands for all: nothing is printed before this is known to be good.
+    parse(&ids(through))?;
+    let user = user.to_owned();
+    Ok((from..=through).map(move |number| match number {
+        0 => parse(&user),
+        number => parse(&format!("{user}{number}")),
+    }))
+}
+
+/// One token as it is printed.
+fn line(
+    keys: &Keys,
+    user: &UserId,
+    name: Option<&str>,
+    lifetime: Duration,
+    now: UnixMs,
+    as_json: bool,
+) -> Result<String, Failure> {
+    let spec = TokenSpec { user, name, login: None, lifetime };
+    let Issued { token, expires_at, .. } =
+        token::issue(keys, &spec, now).map_err(|error| Failure::new(Exit::Internal, error.to_string()))?;
+    if !as_json {
+        return Ok(format!("{token}\n"));
+    }
+    let signed = json!({ "user": user.as_str(), "name": name, "token": token, "expires_at": expires_at.0 });
+    Ok(format!("{signed}\n"))
 }
 
 pub(crate) fn checktoken(asked: &Checktoken) -> Result<(), Failure> {
@@ -68,23 +105,23 @@ fn read_token(from: impl Read) -> Result<String, Failure> {
     Ok(token)
 }
 
-fn as_json(claims: &Claims) -> String {
-    let Claims { user, name, issued_at, expires_at, key } = claims;
+fn as_json(claims: &Verified) -> String {
+    let Verified { user, name, issued_at, expires_at, kid, .. } = claims;
     format!(
         "{}\n",
-        json!({ "user": user, "name": name, "issued_at": issued_at, "expires_at": expires_at, "key": key })
+        json!({ "user": user.as_str(), "name": name, "issued_at": issued_at.0, "expires_at": expires_at.0, "key": kid })
     )
 }
 
-fn as_text(claims: &Claims) -> String {
-    let Claims { user, name, issued_at, expires_at, key } = claims;
+fn as_text(claims: &Verified) -> String {
+    let Verified { user, name, issued_at, expires_at, kid, .. } = claims;
     let mut text = String::new();
     for (word, value) in [
-        ("user", user),
-        ("name", name.as_ref().unwrap_or(user)),
-        ("issued", &utc(*issued_at)),
-        ("expires", &utc(*expires_at)),
-        ("key", key),
+        ("user", user.as_str()),
+        ("name", name.as_deref().unwrap_or(user.as_str())),
+        ("issued", &utc(issued_at.0)),
+        ("expires", &utc(expires_at.0)),
+        ("key", kid),
     ] {
         // Escaped, as a name may hold anything. Writing to a String cannot fail.
         writeln!(text, "{word:<8} {}", value.escape_debug()).ok();
@@ -112,40 +149,41 @@ fn utc(unix_ms: u64) -> String {
     )
 }
 
-/// Signs a token with the newest of the keys in the data directory.
-fn sign(
-    data_dir: &Path,
-    _user: &UserId,
-    _name: Option<&str>,
-    _lifetime: Duration,
-) -> Result<(String, Claims), Failure> {
-    Err(without_accounts(data_dir))
+/// Checks a token against the keys in the data directory. Logins and users are the running server's to know.
+fn check(data_dir: &Path, text: &str) -> Result<Verified, Failure> {
+    let keys = keys(Keys::load(data_dir))?;
+    token::verify(&keys, text, clock::unix_ms()).map_err(|error| Failure::new(Exit::No, error.to_string()))
 }
 
-/// Checks a token against the keys in the data directory.
-fn check(data_dir: &Path, _token: &str) -> Result<Claims, Failure> {
-    Err(without_accounts(data_dir))
-}
-
-/// The two calls above wait for the accounts' keys; until then the commands say so.
-fn without_accounts(data_dir: &Path) -> Failure {
-    Failure::new(
-        Exit::Unavailable,
-        format!("this build has no accounts yet, so no keys in {}", data_dir.display()),
-    )
+/// The keys of the data directory, or what is wrong with their file.
+pub(crate) fn keys(loaded: Result<Keys, keys::Error>) -> Result<Keys, Failure> {
+    loaded.map_err(|error| {
+        let failure = Failure::new(Exit::Io, format!("token keys: {error}"));
+        match error {
+            keys::Error::Io { .. } => failure.with_hint(
+                "is this the server's data directory, and may this user use it (--data-dir DIRECTORY)?",
+            ),
+            keys::Error::Newer { .. } => failure.with_hint("run the release that wrote it or a newer one"),
+            keys::Error::Damaged { .. } => failure.with_hint(
+                "put a copy back; without one delete it: new keys are made, and everybody logs in again",
+            ),
+            keys::Error::TooOpen(_) | keys::Error::Random(_) => failure,
+        }
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn claims() -> Claims {
-        Claims {
-            user: "u1".to_owned(),
+    fn claims() -> Verified {
+        Verified {
+            user: UserId::parse("u1").unwrap(),
             name: Some("A\nB".to_owned()),
-            issued_at: 0,
-            expires_at: 1_767_225_599_000,
-            key: "k1".to_owned(),
+            login: None,
+            issued_at: UnixMs(0),
+            expires_at: UnixMs(1_767_225_599_000),
+            kid: "k1".to_owned(),
         }
     }
 
@@ -166,6 +204,21 @@ mod tests {
             (1_735_689_600, "2025-01-01 00:00:00 UTC"),
         ] {
             assert_eq!(utc(seconds * 1000), want);
+        }
+    }
+
+    #[test]
+    fn users_are_counted_from_one() {
+        let all = |user, count| -> Result<Vec<String>, Failure> {
+            users(user, count)?.map(|user| Ok(user?.as_str().to_owned())).collect()
+        };
+        assert_eq!(all("u", None), Ok(vec!["u".to_owned()]));
+        assert_eq!(all("u", Some(2)), Ok(vec!["u1".to_owned(), "u2".to_owned()]));
+        let longest = "u".repeat(127);
+        assert!(all(&longest, Some(9)).is_ok());
+        for (user, count) in [("~u", None), ("~u", Some(1)), ("a b", None), ("", None), (&longest, Some(10))]
+        {
+            assert_eq!(all(user, count).unwrap_err().exit, Exit::Usage, "{user} {count:?}");
         }
     }
 

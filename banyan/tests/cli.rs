@@ -190,6 +190,130 @@ fn a_data_directory_that_is_none_is_74() {
     check(&mut serve("/proc/self/x"), directory.path(), 74, &[error, hint]);
 }
 
+/// `banyan serve` on free ports with its data in `data`.
+fn serve(directory: &Path) -> Command {
+    banyan(directory, &["serve", "--listen=127.0.0.1:0", "--ops-listen=127.0.0.1:0", "--data-dir=data"])
+}
+
+#[test]
+fn what_a_newer_release_wrote_is_74() {
+    let directory = directory();
+    let server = Server::start(directory.path(), &["--data-dir=data"]);
+    server.signal("TERM");
+    assert_eq!(server.ended().0, Some(0));
+    let newer = [
+        (
+            "data/store/FORMAT",
+            "banyan embedded store, format 7\nand more\n",
+            "error: data directory: data/store has format 7 and was written by a newer release; this one reads formats up to 1",
+            "hint: run the release that wrote it or a newer one, or choose another directory with --data-dir DIR",
+        ),
+        (
+            "data/token-keys.json",
+            "{\"format\": 2, \"sealed\": \"x\"}",
+            "error: token keys: data/token-keys.json was written by a newer release (format 2)",
+            "hint: run the release that wrote it or a newer one",
+        ),
+    ];
+    for (path, text, error, hint) in newer {
+        let path = directory.path().join(path);
+        let before = fs::read(&path).expect("the server made it");
+        fs::write(&path, text).expect("writes");
+        check(&mut serve(directory.path()), directory.path(), 74, &[error, hint]);
+        assert_eq!(fs::read_to_string(&path).expect("readable"), text, "it is left as it is");
+        fs::write(&path, before).expect("writes");
+    }
+    let server = Server::start(directory.path(), &["--data-dir=data"]);
+    server.signal("TERM");
+    assert_eq!(server.ended().0, Some(0), "nothing was changed by those that did not start");
+}
+
+#[test]
+fn a_second_server_is_69() {
+    let directory = directory();
+    let server = Server::start(directory.path(), &["--data-dir=data"]);
+    // The same data directory on another port.
+    let error = format!(
+        "error: data directory: data/store is in use by another process (pid {}); stop that one or choose another directory",
+        server.child.id()
+    );
+    let hint = "hint: only one server may use a data directory: stop the other one, or choose another with --data-dir DIR";
+    check(&mut serve(directory.path()), directory.path(), 69, &[&error, hint]);
+    // Another data directory on the same port, whose sockets would share it.
+    let url = server.ready["url"].as_str().expect("text");
+    let busy = url.trim_start_matches("http://").trim_end_matches('/');
+    let error = format!("error: cannot listen on {busy}: address already in use");
+    let hint = "hint: another process has this port: stop it, or choose another with --listen ADDRESS";
+    let mut other = banyan(
+        directory.path(),
+        &["serve", "--listen", busy, "--ops-listen=127.0.0.1:0", "--data-dir=other"],
+    );
+    check(&mut other, directory.path(), 69, &[&error, hint]);
+    let healthy = run(directory.path(), &["healthcheck", "--ops-listen", &server.ops_address()]);
+    assert_eq!(healthy.status.code(), Some(0), "the first is undisturbed");
+}
+
+#[test]
+fn tokens_are_made_and_checked() {
+    let directory = directory();
+    let in_data = |arguments: &[&str]| {
+        let mut command = banyan(directory.path(), arguments);
+        command.arg("--data-dir=data");
+        command
+    };
+    let checked = |token: &str| in_data(&["checktoken", "--json", token.trim()]).output().expect("runs");
+    // Keys are made by whoever comes first.
+    let token = check(
+        &mut in_data(&["gentoken", "auth0|1", "--name=Ann A.", "--lifetime=1h"]),
+        directory.path(),
+        0,
+        &[],
+    );
+    assert_eq!(token.lines().count(), 1);
+    let claims: Value = serde_json::from_slice(&checked(&token).stdout).expect("JSON");
+    assert_eq!((&claims["user"], &claims["name"]), (&Value::from("auth0|1"), &Value::from("Ann A.")));
+    let lifetime =
+        claims["expires_at"].as_u64().zip(claims["issued_at"].as_u64()).map(|(end, start)| end - start);
+    assert!(lifetime.is_some_and(|lifetime| (3_599_000..=3_600_000).contains(&lifetime)), "{claims}");
+
+    let many = check(&mut in_data(&["gentoken", "u", "--count=3", "--json"]), directory.path(), 0, &[]);
+    let many: Vec<Value> = many.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    let users: Vec<_> = many.iter().map(|signed| signed["user"].as_str().expect("text")).collect();
+    assert_eq!(users, ["u1", "u2", "u3"]);
+    for signed in &many {
+        let claims: Value =
+            serde_json::from_slice(&checked(signed["token"].as_str().expect("text")).stdout).expect("JSON");
+        assert_eq!(claims["user"], signed["user"]);
+        assert_eq!(claims["expires_at"], signed["expires_at"]);
+    }
+
+    let no = |token: &str, error: &str| {
+        check(&mut in_data(&["checktoken", token]), directory.path(), 1, &[error]);
+    };
+    no("abc", "error: this is not a token of this server: it has no JWT header");
+    let short = check(&mut in_data(&["gentoken", "u", "--lifetime=1s"]), directory.path(), 0, &[]);
+    // Waits for the end of its second.
+    while checked(&short).status.success() {
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+    no(short.trim(), "error: the token has expired");
+    fs::remove_file(directory.path().join("data/token-keys.json")).expect("is there");
+    let error = "error: token keys: cannot read data/token-keys.json: No such file or directory (os error 2)";
+    let hint = "hint: is this the server's data directory, and may this user use it (--data-dir DIRECTORY)?";
+    check(&mut in_data(&["checktoken", token.trim()]), directory.path(), 74, &[error, hint]);
+    check(&mut in_data(&["gentoken", "u"]), directory.path(), 0, &[]);
+    no(token.trim(), "error: the token is signed by a key that this server does not have (any longer)");
+    for (arguments, error) in [
+        (["gentoken", "~u"], "error: USER: user ids that begin with `~` are the server's"),
+        (["gentoken", "a b"], "error: USER: user may only hold printable ASCII without space, / \\ and \""),
+    ] {
+        check(&mut in_data(&arguments), directory.path(), 64, &[error]);
+    }
+    for count in ["--count=0", "--count=1000001", "--count=x"] {
+        assert_eq!(in_data(&["gentoken", "u", count]).output().expect("runs").status.code(), Some(64));
+    }
+}
+
 #[test]
 fn a_bad_configuration_is_64() {
     let directory = directory();
@@ -283,7 +407,10 @@ fn help_teaches() {
             ][..],
         ),
         ("version", &["--json"]),
-        ("gentoken", &["USER", "--name", "--lifetime", "--json", "--data-dir", "--config", "Exit codes:"]),
+        (
+            "gentoken",
+            &["USER", "--name", "--count", "--lifetime", "--json", "--data-dir", "--config", "Exit codes:"],
+        ),
         ("checktoken", &["TOKEN", "standard input", "--json", "--data-dir", "--config", "Exit codes:"]),
         ("genconfig", &[]),
         ("checkconfig", &["--config", "--json", "--listen", "Exit codes:"]),

@@ -109,6 +109,12 @@ impl Key {
 #[derive(Debug, Clone)]
 pub struct Keys(Vec<Key>);
 
+/// The format alone, which a file of any release has.
+#[derive(Deserialize)]
+struct Version {
+    format: u32,
+}
+
 /// As in the file.
 #[derive(Serialize, Deserialize)]
 struct Stored {
@@ -165,10 +171,13 @@ impl Keys {
             return Err(damaged("it is too long".to_owned()));
         }
         let text = fs::read(&path).map_err(|source| io("read", source))?;
-        let stored: Stored = serde_json::from_slice(&text).map_err(|error| damaged(error.to_string()))?;
-        if stored.format > FORMAT {
-            return Err(Error::Newer { path: path.clone(), format: stored.format });
+        let bad_json = |error: serde_json::Error| damaged(error.to_string());
+        // First, since the keys of a newer release may look in any way.
+        let Version { format } = serde_json::from_slice(&text).map_err(bad_json)?;
+        if format > FORMAT {
+            return Err(Error::Newer { path: path.clone(), format });
         }
+        let stored: Stored = serde_json::from_slice(&text).map_err(bad_json)?;
         let mut keys = Vec::new();
         for key in stored.keys.into_iter().take(KEPT) {
             let secret = URL_SAFE_NO_PAD.decode(&key.secret).ok().and_then(|bytes| bytes.try_into().ok());
@@ -275,6 +284,7 @@ mod tests {
         for (text, want) in [
             ("{", "not a key file"),
             (r#"{"format":2,"keys":[]}"#, "newer release"),
+            (r#"{"format":3,"sealed":"x"}"#, "newer release"),
             (r#"{"format":1,"keys":[]}"#, "no key"),
             (r#"{"format":1,"keys":[{"kid":"a","alg":"HS256","made_at":1,"secret":"YQ"}]}"#, "32 bytes"),
             (r#"{"format":1,"keys":[{"kid":"a","alg":"none","made_at":1,"secret":"YQ"}]}"#, "none"),
