@@ -245,29 +245,14 @@ struct Generated {
 
 /// Tokens by `banyan gentoken`: all at once, or one process each from a binary that cannot do that.
 fn tokens(binary: &Path, data_dir: &Path, count: usize) -> anyhow::Result<Vec<User>> {
-    let gentoken = |arguments: &[&str]| {
-        let mut command = Command::new(binary);
-        command
-            .arg("gentoken")
-            .args(arguments)
-            .arg("--json")
-            .arg("--data-dir")
-            .arg(data_dir)
-            .stdin(Stdio::null());
-        command.output().context("running banyan gentoken")
-    };
-    let number = count.to_string();
-    let at_once = gentoken(&["--users-prefix", USER_PREFIX, "--count", &number])?;
-    let mut lines = String::from_utf8_lossy(&at_once.stdout).into_owned();
-    if !at_once.status.success() {
-        lines.clear();
-        for index in 0..count {
-            let one = gentoken(&[&format!("{USER_PREFIX}{index}")])?;
-            ensure!(one.status.success(), "banyan gentoken: {}", String::from_utf8_lossy(&one.stderr).trim());
-            lines.push_str(String::from_utf8_lossy(&one.stdout).trim());
-            lines.push('\n');
-        }
-    }
+    let made = Command::new(binary)
+        .args(["gentoken", USER_PREFIX, "--count", &count.to_string(), "--json", "--data-dir"])
+        .arg(data_dir)
+        .stdin(Stdio::null())
+        .output()
+        .context("running banyan gentoken")?;
+    ensure!(made.status.success(), "banyan gentoken: {}", String::from_utf8_lossy(&made.stderr).trim());
+    let lines = String::from_utf8_lossy(&made.stdout).into_owned();
     let users: Vec<Generated> = serde_json::Deserializer::from_str(&lines)
         .into_iter()
         .collect::<Result<_, _>>()

@@ -451,7 +451,7 @@ impl<'a> World<'a> {
                 let question = self.questions.remove(&ticket.0).expect("one answer a question");
                 self.answered(question, answer);
             }
-            Action::Marks { .. } | Action::NotifyUser { .. } => {}
+            Action::Marks { .. } | Action::Left { .. } | Action::NotifyUser { .. } => {}
             Action::Page { .. } => panic!("nobody pulls"),
             Action::Damaged { after } => panic!("damaged after {after}"),
         }

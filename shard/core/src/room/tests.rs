@@ -215,6 +215,7 @@ fn tell(action: &Action) -> String {
             }
             Err(e) => format!("page {}: {}", ticket.0, error(e)),
         },
+        Action::Left { link, user, at } => format!("{}: {user} out at {at}", link.0),
         Action::NotifyUser { user, push } => match &**push {
             Body::Room(room) => format!("to {user}: {}", tell_room(room)),
             Body::RoomGone(gone) => format!("to {user}: gone {}", gone.code),
