@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 
 use banyan_proto::frame::Format;
-use banyan_proto::id::{RoomId, UnixMs};
+use banyan_proto::id::{RoomId, Seq, UnixMs};
 use banyan_proto::v1;
 use banyan_proto::v1::client_frame::Command;
 use smallvec::SmallVec;
@@ -36,16 +36,24 @@ pub(crate) struct Connection {
     pub(crate) format: Format,
     /// The socket took fewer bytes than offered: sweeps skip it until it is writable.
     pub(crate) blocked: bool,
+    /// More is queued for it than it reads: it is not read until that is out.
+    pub(crate) full: bool,
     /// Head pushes were left out while it was blocked.
     pub(crate) heads_owed: bool,
     /// `token_expiring` was said for the present token.
     pub(crate) expiry_told: bool,
     /// Cursors that read from the log.
-    pub(crate) reading: u16,
+    pub(crate) reading: u32,
+    /// Of these, the ones that have a page on its way (or want to be asked again).
+    pub(crate) pulling: u32,
+    /// Rooms of `subscribe`s under way in which it has no cursor yet.
+    pub(crate) awaited: u32,
+    /// Counts the tickets of its commands, never anew: an answer may come when its command is settled long since.
+    pub(crate) tickets: u32,
     /// Which user, in the worker's slab.
     pub(crate) user: u32,
     pub(crate) decoder: Decoder,
-    /// Rooms in which it has a cursor, in no order.
+    /// Rooms in which it has a cursor, in order of their numbers.
     pub(crate) rooms: Vec<RoomRef>,
     /// Small rooms that have something for it.
     pub(crate) dirty_rooms: SmallVec<[u32; 4]>,
@@ -55,7 +63,7 @@ pub(crate) struct Connection {
     pub(crate) heard_at: u64,
     /// When a ping was sent that has not been answered; 0: none is out.
     pub(crate) pinged_at: u64,
-    /// When the socket last took bytes (or had nothing to take).
+    /// Since when the socket owes progress: when it last took bytes; 0: it has taken everything.
     pub(crate) progress_at: u64,
     /// Not read before this; 0: read.
     pub(crate) paused_until: u64,
@@ -100,15 +108,19 @@ pub(crate) struct Flight {
     pub(crate) pending: Vec<Pending>,
     /// Commands that wait for `auth` to finish or for large replies to be sent.
     pub(crate) waiting: VecDeque<(u64, Waiting)>,
-    /// Counts tickets of this connection.
-    pub(crate) tickets: u32,
-    /// Commands refused with 106 in a row.
+    /// Commands refused with 106 in a row, since it was last empty.
     pub(crate) refused: u32,
 }
 
 impl Flight {
+    /// Commands that have not been replied to.
     pub(crate) fn len(&self) -> usize {
-        self.pending.len() + self.waiting.len()
+        self.pending.iter().filter(|pending| !pending.is_replied()).count() + self.waiting.len()
+    }
+
+    /// Those that have, but whose rooms are still awaited.
+    pub(crate) fn unfinished(&self) -> usize {
+        self.pending.iter().filter(|pending| pending.is_replied()).count()
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -147,6 +159,8 @@ pub(crate) enum What {
     Send {
         room: RoomId,
         client_msg_id: Box<str>,
+        /// The head that was known here when it was sent: no event up to this is what it made.
+        above: Seq,
     },
     /// `heavy`: its reply may be large, only a few of these are asked for at once.
     Room {
@@ -158,6 +172,12 @@ pub(crate) enum What {
 }
 
 impl Pending {
+    /// Whether this event is what the send has made.
+    pub(crate) fn is_made_by(&self, room: &RoomId, client_msg_id: &str, seq: Seq) -> bool {
+        matches!(&self.what, What::Send { room: of, client_msg_id: id, above }
+            if **id == *client_msg_id && of == room && seq > *above)
+    }
+
     fn is_replied(&self) -> bool {
         matches!(&self.what, What::Subscribe(subscribing) if subscribing.replied)
     }
@@ -169,6 +189,10 @@ pub(crate) struct Subscribing {
     pub(crate) asked: Vec<SubscribeTo>,
     /// In the order of `asked`; room i has the ticket first + i.
     pub(crate) answered: Vec<Option<v1::SubscribedRoom>>,
+    /// Which ones had no cursor yet when it was asked: they count for the limit of subscriptions.
+    pub(crate) fresh: Vec<bool>,
+    /// Which ones an `unsubscribe` has taken back meanwhile: they get no cursor. Empty: none.
+    pub(crate) cancelled: Vec<bool>,
     pub(crate) left: usize,
     /// The reply is out; rooms that were `pending` in it are finished by pushes.
     pub(crate) replied: bool,
@@ -180,9 +204,13 @@ impl Connection {
             phase: Phase::New,
             format,
             blocked: false,
+            full: false,
             heads_owed: false,
             expiry_told: false,
             reading: 0,
+            pulling: 0,
+            awaited: 0,
+            tickets: 0,
             user: NOBODY,
             decoder: Decoder::default(),
             rooms: Vec::new(),
@@ -191,7 +219,7 @@ impl Connection {
             flight: None,
             heard_at: now,
             pinged_at: 0,
-            progress_at: now,
+            progress_at: 0,
             paused_until: 0,
             timer_at: u64::MAX,
             expires_at: UnixMs(0),
@@ -209,6 +237,35 @@ impl Connection {
     }
 
     pub(crate) fn place_in(&self, room: u32) -> Option<Place> {
-        self.rooms.iter().find(|reference| reference.room == room).map(|reference| reference.place)
+        let at = self.rooms.binary_search_by_key(&room, |reference| reference.room).ok()?;
+        Some(self.rooms[at].place)
+    }
+
+    /// Notes where its cursor in a room sits, or that it has moved.
+    pub(crate) fn put_place(&mut self, room: u32, place: Place) {
+        match self.rooms.binary_search_by_key(&room, |reference| reference.room) {
+            Ok(at) => self.rooms[at].place = place,
+            Err(at) => self.rooms.insert(at, RoomRef { room, place }),
+        }
+    }
+
+    pub(crate) fn take_place(&mut self, room: u32) -> Option<Place> {
+        let at = self.rooms.binary_search_by_key(&room, |reference| reference.room).ok()?;
+        Some(self.rooms.remove(at).place)
+    }
+
+    /// This room may have something for the connection.
+    pub(crate) fn mark_room(&mut self, room: u32) {
+        if !self.dirty_rooms.contains(&room) {
+            self.dirty_rooms.push(room);
+        }
+    }
+
+    /// The socket takes nothing more for now.
+    pub(crate) fn block(&mut self, now: u64) {
+        self.blocked = true;
+        if self.progress_at == 0 {
+            self.progress_at = now;
+        }
     }
 }

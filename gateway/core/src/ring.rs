@@ -2,7 +2,7 @@
 //! one slice.
 //!
 //! Always holds: seqs in a ring are dense; a slice begins and ends at frame boundaries; the bytes never exceed the cap
-//! by more than the newest frame. Does not: know cursors. One that asks for a seq below [`Ring::first`] has fallen
+//! unless the newest frame alone does. Does not: know cursors. One that asks for a seq below [`Ring::first`] has fallen
 //! off and reads the log.
 
 use std::collections::VecDeque;
@@ -15,8 +15,6 @@ use crate::ws::encode::put_frame;
 #[derive(Debug)]
 pub(crate) struct Ring {
     bytes: Vec<u8>,
-    /// Bytes at the front that belong to dropped frames.
-    dropped: usize,
     /// Where each frame begins, counted from `bytes[0]` at the time when `shift` was 0.
     starts: VecDeque<u64>,
     /// Bytes removed from the front of `bytes` so far.
@@ -28,7 +26,7 @@ pub(crate) struct Ring {
 impl Ring {
     /// A ring whose first frame will be `first`.
     pub(crate) fn new(first: Seq) -> Self {
-        Self { bytes: Vec::new(), dropped: 0, starts: VecDeque::new(), shift: 0, first }
+        Self { bytes: Vec::new(), starts: VecDeque::new(), shift: 0, first }
     }
 
     /// The oldest seq that is still here (the next one to come if none is).
@@ -44,7 +42,7 @@ impl Ring {
 
     /// Bytes of frames that can be read.
     pub(crate) fn len(&self) -> usize {
-        self.bytes.len() - self.dropped
+        self.bytes.len()
     }
 
     /// Heap bytes that this ring holds.
@@ -54,8 +52,9 @@ impl Ring {
 
     /// Appends one frame; drops the oldest ones above `cap` bytes, a quarter of the cap at once so that it is rare.
     pub(crate) fn push(&mut self, opcode: Opcode, payload: &[u8], cap: usize) {
-        if self.len() + payload.len() + 10 > cap {
-            self.shrink(cap - cap / 4);
+        let frame = payload.len() + 10;
+        if self.len() + frame > cap {
+            self.shrink((cap - cap / 4).min(cap.saturating_sub(frame)));
         }
         self.starts.push_back(self.shift + self.bytes.len() as u64);
         put_frame(&mut self.bytes, opcode, payload);
@@ -63,19 +62,15 @@ impl Ring {
 
     /// Drops the oldest frames until at most `target` bytes are left.
     pub(crate) fn shrink(&mut self, target: usize) {
-        while self.len() > target && !self.starts.is_empty() {
+        let mut dropped = 0;
+        while self.bytes.len() - dropped > target && !self.starts.is_empty() {
             self.starts.pop_front();
             self.first = self.first.next();
-            self.dropped = match self.starts.front() {
-                Some(start) => (start - self.shift) as usize,
-                None => self.bytes.len(),
-            };
+            dropped = self.starts.front().map_or(self.bytes.len(), |start| (start - self.shift) as usize);
         }
-        if self.dropped * 2 >= self.bytes.len() {
-            self.bytes.drain(..self.dropped);
-            self.shift += self.dropped as u64;
-            self.dropped = 0;
-        }
+        // A move of at most the cap for every quarter of it that came in.
+        self.bytes.drain(..dropped);
+        self.shift += dropped as u64;
     }
 
     /// The frames of `from..=through`, both in the ring.
@@ -126,6 +121,17 @@ mod tests {
         assert_eq!(ring.after_partial(Seq(5), 5), (Seq(6), &frame(b"bb")[1..]));
         assert_eq!(ring.after_partial(Seq(6), 1), (Seq(6), &frame(b"bb")[1..]));
         assert_eq!(ring.after_partial(Seq(5), 0), (Seq(5), &[][..]));
+    }
+
+    #[test]
+    fn a_frame_above_a_quarter_of_the_cap_does_not_burst_it() {
+        let mut ring = Ring::new(Seq(1));
+        for _ in 0..20 {
+            ring.push(Opcode::Text, &[0; 38], 100);
+            assert!(ring.len() <= 100);
+        }
+        ring.push(Opcode::Text, &[0; 200], 100);
+        assert_eq!((ring.len(), ring.first()), (204, Seq(21)));
     }
 
     proptest! {

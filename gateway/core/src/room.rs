@@ -24,12 +24,18 @@ pub(crate) struct Room {
     /// The highest head that an owner has said.
     pub(crate) known_head: Seq,
     pub(crate) sides: [Side; 2],
-    /// Connections that want heads only.
-    pub(crate) passive: Vec<u32>,
+    /// Who wants heads only.
+    pub(crate) passive: Vec<Passive>,
     /// Subscribes that wait for the owner.
     pub(crate) awaited: u32,
     /// A pull that fills a gap is under way.
     pub(crate) repair: Option<Ticket>,
+    /// That pull has failed and is asked for again a little later.
+    pub(crate) repair_waits: bool,
+    /// Since when nobody reads it or waits for it (means something while that is so).
+    pub(crate) unused_at: u64,
+    /// It stands in the worker's list of unused rooms.
+    pub(crate) unused_queued: bool,
     /// It stands in the worker's queue of big rooms.
     pub(crate) queued: bool,
     pub(crate) heads_queued: bool,
@@ -59,9 +65,24 @@ pub(crate) struct Side {
 #[derive(Debug)]
 pub(crate) struct Cursor {
     pub(crate) next: Seq,
+    /// The head at which an owner admitted it: what the log says of its user up to there is history.
+    pub(crate) admitted: Seq,
     pub(crate) connection: u32,
     pub(crate) state: CursorState,
     pub(crate) extra: Option<Box<Extra>>,
+}
+
+/// One reader of heads.
+#[derive(Debug)]
+pub(crate) struct Passive {
+    pub(crate) admitted: Seq,
+    /// The last head that it was told.
+    pub(crate) told: Seq,
+    pub(crate) connection: u32,
+    /// Its `subscribe` has not been answered yet.
+    pub(crate) held: bool,
+    /// Its user left while it was held.
+    pub(crate) ended: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,15 +104,42 @@ pub(crate) struct Extra {
     pub(crate) out: Vec<(Seq, Seq)>,
     /// The user has left at this seq: it is the last one.
     pub(crate) end: Option<Seq>,
-    /// A page is on its way.
-    pub(crate) pulling: bool,
-    /// The side's `streamed` when the cursor began to read from the log.
-    pub(crate) fell_at: u64,
+    pub(crate) pull: PullState,
+    /// Where it reads, on the scale of the side's `streamed`: that number when it began to read from the log, and
+    /// what it has read since.
+    pub(crate) read_to: u64,
+}
+
+/// How a cursor that reads from the log stands to its next page.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum PullState {
+    #[default]
+    None,
+    /// It waits for one of the few pulls, or for another try.
+    Queued,
+    /// This pull will bring it. The page of any other one is not meant for this cursor.
+    Asked(Ticket),
 }
 
 impl Extra {
     fn is_empty(&self) -> bool {
-        self.replies.is_empty() && self.out.is_empty() && self.end.is_none() && !self.pulling
+        self.replies.is_empty() && self.out.is_empty() && self.end.is_none() && self.pull == PullState::None
+    }
+
+    /// Moves the replies whose places lie below `next` to the end of `out`.
+    pub(crate) fn put_replies_below(&mut self, next: Seq, out: &mut Vec<u8>) {
+        self.replies.retain(|(seq, reply)| {
+            let due = *seq < next;
+            if due {
+                out.extend_from_slice(reply);
+            }
+            !due
+        });
+    }
+
+    /// The last seq of the absence in which `seq` lies.
+    pub(crate) fn absent_until(&self, seq: Seq) -> Option<Seq> {
+        self.out.iter().find(|(first, last)| (*first..=*last).contains(&seq)).map(|(_, last)| *last)
     }
 }
 
@@ -134,6 +182,9 @@ impl Room {
             passive: Vec::new(),
             awaited: 0,
             repair: None,
+            repair_waits: false,
+            unused_at: now,
+            unused_queued: false,
             queued: false,
             heads_queued: false,
             heads_at: 0,

@@ -72,12 +72,24 @@ impl<T> Slab<T> {
     }
 
     pub fn remove(&mut self, index: u32) -> Option<T> {
+        let value = self.remove_held(index)?;
+        self.release(index);
+        Some(value)
+    }
+
+    /// Removes a value, but keeps its slot from being used again until [`Self::release`].
+    pub fn remove_held(&mut self, index: u32) -> Option<T> {
         let entry = self.entries.get_mut(index as usize)?;
         let value = entry.value.take()?;
         entry.generation = (entry.generation + 1) & ((1 << GENERATION_BITS) - 1);
-        self.free.push(index);
         self.len -= 1;
         Some(value)
+    }
+
+    /// Gives back the slot of a value that [`Self::remove_held`] took out.
+    pub fn release(&mut self, index: u32) {
+        debug_assert!(self.get(index).is_none(), "slot {index} is in use");
+        self.free.push(index);
     }
 
     pub fn get(&self, index: u32) -> Option<&T> {
@@ -124,5 +136,17 @@ mod tests {
         assert_eq!((slab.get_key(a), slab.get_key(b)), (None, Some(&'b')));
         assert_eq!(Key::from_bits(b.to_bits()), b);
         assert_eq!((slab.len(), slab.remove(7)), (1, None));
+    }
+
+    #[test]
+    fn a_held_slot_is_not_used_again_until_it_is_released() {
+        let mut slab = Slab::default();
+        let a = slab.insert('a').unwrap();
+        assert_eq!((slab.remove_held(a.index), slab.remove_held(a.index)), (Some('a'), None));
+        let b = slab.insert('b').unwrap();
+        assert_ne!(b.index, a.index);
+        slab.release(a.index);
+        let c = slab.insert('c').unwrap();
+        assert_eq!((c.index, slab.get_key(a), slab.len()), (a.index, None, 2));
     }
 }

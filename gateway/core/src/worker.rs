@@ -28,7 +28,7 @@ use smallvec::SmallVec;
 
 use crate::bucket::{Bucket, Rate};
 use crate::command::{self, Checked};
-use crate::connection::{Connection, Flight, NOBODY, Out, Phase};
+use crate::connection::{Connection, Flight, NOBODY, Out, Phase, Place};
 use crate::dirty::DirtySet;
 use crate::room::Room;
 use crate::slab::{INDEX_BITS, Key, Slab};
@@ -151,7 +151,7 @@ struct User {
     bucket: Bucket,
 }
 
-/// A connection's control buffer beyond which nothing optional is added and no command is read.
+/// Bytes queued for a connection beyond which nothing optional is added and no command is read until they are out.
 const QUEUED_SOFT: usize = 64 << 10;
 /// Beyond which the connection is closed: it asks for much and reads nothing.
 const QUEUED_HARD: usize = 8 << 20;
@@ -179,10 +179,12 @@ pub struct Worker {
     big: VecDeque<u32>,
     /// Rooms whose passive readers are owed a head.
     heads: Vec<u32>,
+    /// When the first of them may be told.
+    heads_at: u64,
     /// Rooms with a ring, looked at every second.
     ringed: Vec<u32>,
-    /// Rooms that nobody reads any more, with the time since.
-    unused: Vec<(u32, u64)>,
+    /// Rooms that nobody reads any more (or did not when they were put here).
+    unused: Vec<u32>,
     rings_bytes: usize,
     pulls: HashMap<Ticket, Pull, foldhash::fast::RandomState>,
     /// Cursors that wait for one of the few pulls.
@@ -197,7 +199,8 @@ pub struct Worker {
     to_shards: Vec<Vec<ToShard>>,
     effects: Vec<Effect>,
     counters: Counters,
-    draining: bool,
+    /// Why clients are told to come back elsewhere, once they are.
+    draining: Option<Box<str>>,
     /// Stands for the caller while there is none.
     nobody: UserId,
     payload: Vec<u8>,
@@ -219,6 +222,7 @@ impl Worker {
             dirty: DirtySet::default(),
             big: VecDeque::new(),
             heads: Vec::new(),
+            heads_at: u64::MAX,
             ringed: Vec::new(),
             unused: Vec::new(),
             rings_bytes: 0,
@@ -232,7 +236,7 @@ impl Worker {
             to_shards: (0..shards).map(|_| Vec::new()).collect(),
             effects: Vec::new(),
             counters: Counters::default(),
-            draining: false,
+            draining: None,
             nobody: UserId::system(),
             payload: Vec::new(),
             sweep: Vec::new(),
@@ -248,9 +252,16 @@ impl Worker {
         (self.connections.len(), self.rooms.len(), self.rings_bytes)
     }
 
-    /// Takes what must be done; call it after every round of inputs.
+    /// Takes what must be done; call it after every round of inputs. The number of a dropped connection may be given
+    /// to a new one from now on, not before.
     pub fn take_effects(&mut self) -> Vec<Effect> {
-        std::mem::take(&mut self.effects)
+        let effects = std::mem::take(&mut self.effects);
+        for effect in &effects {
+            if let Effect::Drop { connection } = effect {
+                self.connections.release(*connection);
+            }
+        }
+        effects
     }
 
     pub fn has_effects(&self) -> bool {
@@ -263,8 +274,12 @@ impl Worker {
         &mut self.to_shards
     }
 
-    /// A socket has been upgraded; the answer to its upgrade goes out first. `None`: no slot is free, close it.
+    /// A socket has been upgraded; the answer to its upgrade goes out first. `None`: no slot is free, or the worker
+    /// drains; close it.
     pub fn accept(&mut self, now: Now, format: Format, response: &[u8]) -> Option<u32> {
+        if self.draining.is_some() {
+            return None;
+        }
         let key = self.connections.insert(Connection::new(format, now.ms))?;
         if let Some(connection) = self.connections.get_mut(key.index) {
             connection.out = Some(Box::new(Out { bytes: response.to_vec(), sent: 0 }));
@@ -276,7 +291,7 @@ impl Worker {
 
     /// Whether the shell may read this socket now.
     pub fn wants_read(&self, index: u32) -> bool {
-        self.connections.get(index).is_some_and(|connection| connection.paused_until == 0)
+        self.connections.get(index).is_some_and(|connection| connection.paused_until == 0 && !connection.full)
     }
 
     /// The peer is gone, or the socket broke.
@@ -318,6 +333,7 @@ impl Worker {
                         put_close_reply(out_of(connection), code);
                     }
                     self.dirty.mark(index);
+                    self.leave_all(index);
                     self.arm(now, index);
                     return;
                 }
@@ -334,6 +350,11 @@ impl Worker {
         {
             self.pause(now, index);
         }
+        if let Some(connection) = self.connections.get_mut(index)
+            && connection.queued() > QUEUED_SOFT
+        {
+            connection.full = true;
+        }
     }
 
     /// The socket takes bytes again.
@@ -343,7 +364,10 @@ impl Worker {
             return;
         }
         connection.blocked = false;
-        connection.progress_at = now.ms;
+        // The clock of the pong stood still.
+        if connection.pinged_at != 0 {
+            connection.pinged_at = now.ms;
+        }
         self.dirty.mark(index);
         self.mark_all_rooms(index);
     }
@@ -351,13 +375,9 @@ impl Worker {
     /// Every room in which this connection has a live cursor may have something for it.
     fn mark_all_rooms(&mut self, index: u32) {
         let Some(connection) = self.connections.get_mut(index) else { return };
-        for reference in &connection.rooms {
-            if matches!(reference.place, crate::connection::Place::Live(_))
-                && !connection.dirty_rooms.contains(&reference.room)
-            {
-                connection.dirty_rooms.push(reference.room);
-            }
-        }
+        let live = connection.rooms.iter().filter(|reference| matches!(reference.place, Place::Live(_)));
+        connection.dirty_rooms.clear();
+        connection.dirty_rooms.extend(live.map(|reference| reference.room));
     }
 
     /// Ends every connection of a user (of one login, if named) that authenticated before this revocation: disabled,
@@ -388,8 +408,9 @@ impl Worker {
     }
 
     /// Tells every client to come back elsewhere, spread over `window_ms`. No connection is taken any more.
-    pub fn drain(&mut self, now: Now, window_ms: u64, reason: &str) {
-        self.draining = true;
+    /// Who authenticates after this is told at once.
+    pub fn drain(&mut self, _: Now, window_ms: u64, reason: &str) {
+        self.draining = Some(reason.into());
         let indices: Vec<u32> = self.connections.iter().map(|(index, _)| index).collect();
         let count = indices.len().max(1) as u64;
         for (place, index) in indices.into_iter().enumerate() {
@@ -399,7 +420,6 @@ impl Worker {
                 self.push(index, push);
             }
         }
-        self.housekeeping_at = now.ms;
     }
 
     /// Nothing is owed to anybody: no command waits for its reply, nothing queued for a socket that takes bytes.
@@ -446,19 +466,12 @@ impl Worker {
         self.reply_error(index, id, code.error(message));
     }
 
-    /// A push that may be left out for a client that reads slowly.
-    fn push_optional(&mut self, index: u32, body: &Body) {
-        let Some(connection) = self.connections.get_mut(index) else { return };
-        if connection.blocked && connection.queued() > QUEUED_SOFT {
-            self.counters.pushes_skipped += 1;
-            return;
-        }
-        self.push(index, body.clone());
-    }
-
     // ------------------------------------------------------------ ends
 
     fn close(&mut self, now: Now, index: u32, close: Close, reason: &str) {
+        if self.connections.get(index).is_none_or(Connection::is_closing) {
+            return;
+        }
         match close {
             Close::TooSlow => self.counters.closed_slow += 1,
             Close::NoPong => self.counters.closed_no_pong += 1,
@@ -477,7 +490,12 @@ impl Worker {
         }
         connection.phase = Phase::Closing { answered };
         connection.phase_since = now.ms;
-        connection.paused_until = 0;
+        if connection.paused_until != 0 || connection.full {
+            // Its answer must be read.
+            connection.paused_until = 0;
+            connection.full = false;
+            self.effects.push(Effect::Resume { connection: index });
+        }
         put_close(out_of(connection), code, reason);
         self.dirty.mark(index);
         self.leave_all(index);
@@ -510,7 +528,7 @@ impl Worker {
 
     fn forget(&mut self, index: u32) {
         self.leave_all(index);
-        if self.connections.remove(index).is_some() {
+        if self.connections.remove_held(index).is_some() {
             self.dirty.unmark(index);
             self.effects.push(Effect::Drop { connection: index });
         }

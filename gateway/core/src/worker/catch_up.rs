@@ -10,15 +10,17 @@ use banyan_proto::v1;
 use banyan_proto::v1::server_frame::Body;
 use smallvec::SmallVec;
 
-use super::commands::mark_room;
+use super::rooms::user_gone;
 use super::{Now, Worker, opcode_of, out_of, put_server_frame};
 use crate::connection::Place;
-use crate::room::{CursorState, side_of};
+use crate::room::{CursorState, PullState, side_of};
 use crate::slab::Key;
 use crate::start::BEHIND_MAX;
 use crate::ws::encode::put_frame;
 
 const PULLS_MAX: usize = 64;
+/// Of these, for one connection: what it does not read, it does not get.
+const PULLS_OF_ONE: u32 = 8;
 const PAGE_EVENTS: u32 = 200;
 const PAGE_BYTES: u32 = 64 << 10;
 const REPAIR_EVENTS: u32 = 1_000;
@@ -34,18 +36,18 @@ pub(crate) struct Pull {
     room: u32,
     after: Seq,
     /// Cursors that wait for it; none: it fills a gap of the room.
-    readers: SmallVec<[Key; 1]>,
+    pub(super) readers: SmallVec<[Key; 1]>,
 }
 
 impl Worker {
-    /// Fills the gap between what is applied and the known head; one pull a room.
-    pub(super) fn repair(&mut self, now: Now, room_index: u32) {
-        let _ = now;
-        let at = self.new_ticket();
-        let Some(room) = self.rooms.get_mut(room_index) else { return };
-        if room.repair.is_some() || room.applied >= room.known_head {
+    /// Fills the gap between what is applied and the known head, if there is one; one pull a room.
+    pub(super) fn repair(&mut self, room_index: u32) {
+        let Some(room) = self.rooms.get(room_index) else { return };
+        if room.repair.is_some() || room.repair_waits || !room.admitted || room.applied >= room.known_head {
             return;
         }
+        let at = self.new_ticket();
+        let Some(room) = self.rooms.get_mut(room_index) else { return };
         room.repair = Some(at);
         let after = room.applied;
         let id = room.id.clone();
@@ -60,6 +62,13 @@ impl Worker {
             max_bytes: REPAIR_BYTES,
         };
         self.tell_owner(&id, message);
+    }
+
+    /// Not at once: it has just failed.
+    fn repair_later(&mut self, now: Now, room_index: u32) {
+        let Some(room) = self.rooms.get_mut(room_index) else { return };
+        room.repair_waits = true;
+        self.pull_retries.push((now.ms + RETRY_MS, None, room_index));
     }
 
     fn new_ticket(&mut self) -> Ticket {
@@ -79,7 +88,7 @@ impl Worker {
             return;
         }
         cursor.state = CursorState::Reading;
-        cursor.extra_mut().fell_at = streamed;
+        cursor.extra_mut().read_to = streamed;
         connection.reading += 1;
         self.counters.fell_to_log += 1;
         self.want_page(index, room_index);
@@ -100,16 +109,17 @@ impl Worker {
     fn want_page(&mut self, index: u32, room_index: u32) {
         let Some(key) = self.connections.key_of(index) else { return };
         let Some(connection) = self.connections.get_mut(index) else { return };
-        if connection.out.is_some() || connection.blocked {
+        if connection.out.is_some() || connection.blocked || connection.pulling >= PULLS_OF_ONE {
             return;
         }
         let Some(Place::Live(place)) = connection.place_in(room_index) else { return };
         let Some(room) = self.rooms.get_mut(room_index) else { return };
         let cursor = &mut room.sides[side_of(connection.format)].cursors[place as usize];
-        if cursor.state != CursorState::Reading || cursor.extra_mut().pulling {
+        if cursor.state != CursorState::Reading || cursor.extra_mut().pull != PullState::None {
             return;
         }
-        cursor.extra_mut().pulling = true;
+        cursor.extra_mut().pull = PullState::Queued;
+        connection.pulling += 1;
         self.pull_queue.push_back((key, room_index));
         self.pull_next();
     }
@@ -120,22 +130,26 @@ impl Worker {
             let Some((key, room_index)) = self.pull_queue.pop_front() else { return };
             let Some(connection) = self.connections.get_key_mut(key) else { continue };
             let Some(Place::Live(place)) = connection.place_in(room_index) else { continue };
-            let Some(room) = self.rooms.get(room_index) else { continue };
-            let cursor = &room.sides[side_of(connection.format)].cursors[place as usize];
-            if cursor.state != CursorState::Reading {
+            let Some(room) = self.rooms.get_mut(room_index) else { continue };
+            let cursor = &mut room.sides[side_of(connection.format)].cursors[place as usize];
+            // What stands here may have been meant for a cursor that another one has replaced.
+            if cursor.state != CursorState::Reading || cursor.extra_mut().pull != PullState::Queued {
                 continue;
             }
             let after = Seq(cursor.next.0 - 1);
             let id = room.id.clone();
             let shared = self
                 .pulls
-                .values_mut()
-                .find(|pull| pull.room == room_index && pull.after == after && !pull.readers.is_empty());
-            if let Some(pull) = shared {
+                .iter_mut()
+                .find(|(_, pull)| pull.room == room_index && pull.after == after && !pull.readers.is_empty());
+            if let Some((at, pull)) = shared {
+                cursor.extra_mut().pull = PullState::Asked(*at);
                 pull.readers.push(key);
                 continue;
             }
-            let at = self.new_ticket();
+            self.next_pull += 1;
+            let at = Ticket(self.next_pull);
+            cursor.extra_mut().pull = PullState::Asked(at);
             self.counters.pulls += 1;
             self.pulls.insert(at, Pull { room: room_index, after, readers: SmallVec::from_buf([key]) });
             let message = ToShard::Pull {
@@ -158,12 +172,26 @@ impl Worker {
         } else {
             for key in pull.readers {
                 match &page {
-                    Ok(page) => self.serve_page(now, key, pull.room, page),
-                    Err(_) => self.pull_retries.push((now.ms + RETRY_MS, Some(key), pull.room)),
+                    Ok(page) => self.serve_page(now, key, pull.room, at, page),
+                    Err(_) => self.ask_later(now, key, pull.room, at),
                 }
             }
         }
         self.pull_next();
+    }
+
+    /// The page did not bring this cursor on: it asks again, but not at once.
+    fn ask_later(&mut self, now: Now, key: Key, room_index: u32, at: Ticket) {
+        let Some(connection) = self.connections.get_key(key) else { return };
+        let Some(Place::Live(place)) = connection.place_in(room_index) else { return };
+        let Some(room) = self.rooms.get_mut(room_index) else { return };
+        let Some(extra) = &mut room.sides[side_of(connection.format)].cursors[place as usize].extra else {
+            return;
+        };
+        if extra.pull == PullState::Asked(at) {
+            extra.pull = PullState::Queued;
+            self.pull_retries.push((now.ms + RETRY_MS, Some(key), room_index));
+        }
     }
 
     fn repaired(&mut self, now: Now, at: Ticket, room_index: u32, page: Result<Page, v1::Error>) {
@@ -173,7 +201,7 @@ impl Worker {
         }
         room.repair = None;
         let Ok(page) = page else {
-            self.pull_retries.push((now.ms + RETRY_MS, None, room_index));
+            self.repair_later(now, room_index);
             return;
         };
         room.known_head = room.known_head.max(page.head);
@@ -181,6 +209,12 @@ impl Worker {
         // What retention has taken meanwhile cannot be applied: go on above it.
         if page.floor > room.applied {
             room.applied = page.floor;
+            for side in &mut room.sides {
+                if let Some(ring) = side.ring.take() {
+                    self.rings_bytes -= ring.capacity();
+                }
+            }
+            self.spread(now, room_index);
         }
         self.apply(now, room_index, &page.events);
         let Some(room) = self.rooms.get(room_index) else { return };
@@ -189,9 +223,9 @@ impl Worker {
         }
         if room.applied < room.known_head {
             if room.applied > before {
-                self.repair(now, room_index);
+                self.repair(room_index);
             } else {
-                self.pull_retries.push((now.ms + RETRY_MS, None, room_index));
+                self.repair_later(now, room_index);
             }
         }
     }
@@ -208,115 +242,123 @@ impl Worker {
         for (_, reader, room_index) in due {
             match reader {
                 Some(key) => self.pull_queue.push_back((key, room_index)),
-                None => self.repair(now, room_index),
+                None => {
+                    if let Some(room) = self.rooms.get_mut(room_index) {
+                        room.repair_waits = false;
+                    }
+                    self.repair(room_index);
+                }
             }
         }
         self.pull_next();
     }
 
-    /// Gives a page to one cursor.
-    fn serve_page(&mut self, now: Now, key: Key, room_index: u32, page: &Page) {
+    /// Gives a page to one cursor, if it is the one that this cursor has asked for.
+    fn serve_page(&mut self, now: Now, key: Key, room_index: u32, at: Ticket, page: &Page) {
         let index = key.index;
         let Some(connection) = self.connections.get_key_mut(key) else { return };
-        if connection.is_closing() {
-            return;
-        }
         let format = connection.format;
         let Some(Place::Live(place)) = connection.place_in(room_index) else { return };
+        let Some(person) = self.users.get(connection.user).map(|user| user.person.user.clone()) else {
+            return;
+        };
         let Some(room) = self.rooms.get_mut(room_index) else { return };
         let room_id = room.id.clone();
         let (applied, streamed) = (room.applied, room.sides[side_of(format)].streamed);
         let cursor = &mut room.sides[side_of(format)].cursors[place as usize];
-        if cursor.state != CursorState::Reading {
+        let (mut next, admitted) = (cursor.next, cursor.admitted);
+        let Some(extra) = &mut cursor.extra else { return };
+        if extra.pull != PullState::Asked(at) {
             return;
         }
-        let mut next = cursor.next;
-        let extra = cursor.extra_mut();
-        extra.pulling = false;
-        let (end, fell_at) = (extra.end, extra.fell_at);
-        let out = std::mem::take(&mut extra.out);
-        let mut replies = std::mem::take(&mut extra.replies);
+        let mut extra = std::mem::take(extra);
         let mut bytes = Vec::new();
-        let last = end.unwrap_or(Seq(u64::MAX));
+        let mut last = extra.end.unwrap_or(Seq(u64::MAX));
 
         if page.floor >= next {
-            self.put_gap(format, &room_id, next, page.floor, true, &mut bytes);
-            next = page.floor.next();
+            let to = page.floor.min(last);
+            self.put_gap(format, &room_id, next, to, true, &mut bytes);
+            next = to.next();
+            extra.put_replies_below(next, &mut bytes);
         }
         for event in &page.events {
             let seq = event.seq();
-            if seq < next || seq > last {
+            extra.read_to += event.encoded.len() as u64;
+            if seq < next {
                 continue;
             }
-            if let Some((_, until)) = out.iter().find(|(first, until)| (*first..=*until).contains(&seq)) {
-                self.put_gap(format, &room_id, seq, *until, false, &mut bytes);
+            // A page without what it was asked for is no reason to leave something out.
+            if seq > next || seq > last {
+                break;
+            }
+            if let Some(until) = extra.absent_until(seq) {
+                let until = until.min(last);
+                self.put_gap(format, &room_id, seq, until, false, &mut bytes);
                 next = until.next();
+                extra.put_replies_below(next, &mut bytes);
                 continue;
             }
-            if let Some(at) = replies.iter().position(|(of, _)| *of == seq) {
-                bytes.extend_from_slice(&replies.swap_remove(at).1);
+            next = seq.next();
+            if extra.replies.iter().any(|(of, _)| *of == seq) {
+                extra.put_replies_below(next, &mut bytes);
             } else if let Some(frame) = self.claim_from_page(index, &room_id, event) {
                 put_server_frame(&mut self.payload, format, &frame, &mut bytes);
             } else {
-                self.payload.clear();
                 match format {
                     frame::Format::Json => put_frame(&mut bytes, opcode_of(format), event.json_push()),
                     frame::Format::Proto => {
+                        self.payload.clear();
                         frame::encode_event(format, &event.event, &event.encoded, &mut self.payload);
                         put_frame(&mut bytes, opcode_of(format), &self.payload);
                     }
                 }
                 self.counters.deliveries += 1;
             }
-            next = seq.next();
+            // The log may be ahead of what has come over the link.
+            if seq > admitted && user_gone(event) == Some(person.as_str()) {
+                last = seq;
+                extra.end = Some(seq);
+            }
         }
-        let head = applied.max(page.head);
-        let far = head.0.saturating_sub(next.0) > TOO_FAR_EVENTS || streamed - fell_at > TOO_FAR_BYTES;
+        let head = applied.max(page.head).min(last);
+        let behind = streamed.saturating_sub(extra.read_to);
+        let far = head.0.saturating_sub(next.0) > TOO_FAR_EVENTS || behind > TOO_FAR_BYTES;
         if far && next.0 + BEHIND_MAX < head.0 {
-            let to = Seq(head.0 - BEHIND_MAX).min(last);
+            let to = Seq(head.0 - BEHIND_MAX);
             self.put_gap(format, &room_id, next, to, false, &mut bytes);
-            // A reply inside a gap follows it.
-            replies.retain(|(seq, reply)| {
-                let inside = *seq <= to;
-                if inside {
-                    bytes.extend_from_slice(reply);
-                }
-                !inside
-            });
             next = to.next();
+            extra.read_to = streamed;
+            // A reply inside a gap follows it.
+            extra.put_replies_below(next, &mut bytes);
         }
+        extra.out.retain(|(_, until)| *until >= next);
 
         let Some(room) = self.rooms.get_mut(room_index) else { return };
         let side = &mut room.sides[side_of(format)];
         let in_ring = side.ring.as_ref().is_some_and(|ring| ring.first() <= next);
+        let caught_up = next > last || (room.admitted && (next > room.applied || in_ring));
         let cursor = &mut side.cursors[place as usize];
-        let caught_up = next > room.applied || in_ring || next > last;
+        let stuck = next == cursor.next && !caught_up;
+        cursor.next = next;
+        // Less than the owner has said to be there: the cursor asks again, but not at once.
+        extra.pull = if stuck { PullState::Asked(at) } else { PullState::None };
+        cursor.extra = Some(extra);
         if caught_up {
             cursor.state = CursorState::Live;
         }
-        let stuck = next == cursor.next && !caught_up;
-        cursor.next = next;
-        let extra = cursor.extra_mut();
-        extra.out = out;
-        extra.out.retain(|(_, until)| *until >= next);
-        extra.replies = replies;
-        if far {
-            extra.fell_at = streamed;
-        }
-        if stuck {
-            // The owner has less than it said: ask again, but not at once.
-            extra.pulling = true;
-            self.pull_retries.push((now.ms + RETRY_MS, Some(key), room_index));
-        }
         let Some(connection) = self.connections.get_mut(index) else { return };
+        connection.pulling -= u32::from(!stuck);
         if caught_up {
             connection.reading -= 1;
-            mark_room(connection, room_index);
+            connection.mark_room(room_index);
         }
         if !bytes.is_empty() {
             out_of(connection).append(&mut bytes);
         }
         self.dirty.mark(index);
+        if stuck {
+            self.ask_later(now, key, room_index, at);
+        }
     }
 
     /// Appends a `gap` push.

@@ -16,7 +16,7 @@ use smallvec::SmallVec;
 
 use crate::bucket::Bucket;
 use crate::command::{self, Checked};
-use crate::connection::{Connection, NOBODY, Pending, Phase, Place, Waiting, What};
+use crate::connection::{Flight, NOBODY, Pending, Phase, Place, Waiting, What};
 use crate::room::side_of;
 use crate::slab::Key;
 
@@ -85,7 +85,14 @@ impl Worker {
         let caller = self.person(index);
         let caller = caller.as_ref().map_or(&self.nobody, |person| &person.user);
         match command::check(command, &self.options.command, caller) {
-            Err(error) => self.reply_error(index, id, error),
+            Err(error) => {
+                let no_token = self.connections.get(index).is_some_and(|of| of.phase == Phase::New);
+                self.reply_error(index, id, error);
+                if no_token {
+                    self.counters.auth_failures += 1;
+                    self.close(now, index, Close::BadToken, "the token does not hold");
+                }
+            }
             Ok(checked) => self.dispatch(now, index, id, checked),
         }
     }
@@ -100,12 +107,22 @@ impl Worker {
                 self.effects.push(Effect::Authenticate { connection: key, token, client });
             }
             Checked::Refresh { token } => {
+                // The answer to a token carries no id.
+                let checking = |flight: &Flight| {
+                    flight.pending.iter().any(|pending| matches!(pending.what, What::Refresh))
+                };
+                let connection = self.connections.get(index);
+                if connection.and_then(|of| of.flight.as_deref()).is_some_and(checking) {
+                    self.reply_code(index, id, Code::LimitExceeded, "another `refresh` is in flight");
+                    return;
+                }
                 self.owe(now, index, id, What::Refresh, 1);
                 self.effects.push(Effect::Authenticate { connection: key, token, client: None });
             }
             Checked::Subscribe(rooms) => self.subscribe(now, index, id, rooms),
             Checked::Unsubscribe(rooms) => {
                 for room in rooms {
+                    self.cancel_subscribes(index, &room);
                     if let Some(room) = self.room_ids.get(room.as_str()).copied() {
                         self.remove_cursor(index, room);
                     }
@@ -140,7 +157,12 @@ impl Worker {
                     self.reply_error(index, id, error);
                     return;
                 }
-                What::Send { room: room.clone(), client_msg_id: send.client_msg_id.as_str().into() }
+                let known = self.room_ids.get(room.as_str()).and_then(|known| self.rooms.get(*known));
+                What::Send {
+                    room: room.clone(),
+                    client_msg_id: send.client_msg_id.as_str().into(),
+                    above: known.map_or(Seq(0), |room| room.known_head),
+                }
             }
             RoomCommand::History { .. } | RoomCommand::Members { .. } => {
                 let busy = flight_of(connection)
@@ -168,32 +190,29 @@ impl Worker {
     /// Notes a reply that is owed; takes `tickets` tickets and gives the first.
     pub(super) fn owe(&mut self, now: Now, index: u32, id: u64, what: What, tickets: u32) -> Option<Ticket> {
         let key = self.connections.key_of(index)?;
-        let flight = flight_of(self.connections.get_mut(index)?);
-        let first = flight.tickets;
-        flight.tickets = flight.tickets.wrapping_add(tickets);
-        flight.pending.push(Pending { id, ticket: first, since: now.ms, what });
+        let connection = self.connections.get_mut(index)?;
+        let first = connection.tickets;
+        connection.tickets = first.wrapping_add(tickets);
+        flight_of(connection).pending.push(Pending { id, ticket: first, since: now.ms, what });
         Some(ticket(key, first))
     }
 
-    /// Takes back what was owed under an id.
-    fn settle_id(&mut self, key: Key, id: u64) -> Option<Pending> {
+    /// Takes back what was owed.
+    fn settle(&mut self, key: Key, wanted: impl Fn(&Pending) -> bool) -> Option<Pending> {
         let connection = self.connections.get_key_mut(key)?;
         let flight = connection.flight.as_mut()?;
-        let place = flight.pending.iter().position(|pending| pending.id == id)?;
+        let place = flight.pending.iter().position(wanted)?;
         let pending = flight.pending.swap_remove(place);
         self.flight_moved(key.index);
         Some(pending)
     }
 
-    /// Something left the flight: waiting commands may go, an empty one is freed.
+    /// Something left the flight: an empty one is freed.
     pub(super) fn flight_moved(&mut self, index: u32) {
-        let Some(connection) = self.connections.get_mut(index) else { return };
-        // A counter of tickets must not begin anew while an answer is on its way: nothing is, the flight is empty.
-        if connection.flight.as_ref().is_some_and(|flight| flight.is_empty() && flight.refused == 0) {
-            let tickets = connection.flight.as_ref().map_or(0, |flight| flight.tickets);
-            if tickets < u32::MAX / 2 {
-                connection.flight = None;
-            }
+        if let Some(connection) = self.connections.get_mut(index)
+            && connection.flight.as_ref().is_some_and(|flight| flight.is_empty())
+        {
+            connection.flight = None;
         }
     }
 
@@ -210,19 +229,15 @@ impl Worker {
                 Waiting::Checked(checked) => self.dispatch(now, index, id, checked),
             }
         }
+        self.flight_moved(index);
     }
 
     /// Who a token belongs to, or why it does not hold.
     pub fn authenticated(&mut self, now: Now, connection: Key, result: Result<Identity, v1::Error>) {
-        let Some(entry) = self.connections.get_key_mut(connection) else { return };
         let index = connection.index;
-        let (first, id) = {
-            let Some(flight) = &entry.flight else { return };
-            let wanted = |pending: &&Pending| matches!(pending.what, What::Auth | What::Refresh);
-            let Some(pending) = flight.pending.iter().find(wanted) else { return };
-            (matches!(pending.what, What::Auth), pending.id)
-        };
-        self.settle_id(connection, id);
+        let wanted = |pending: &Pending| matches!(pending.what, What::Auth | What::Refresh);
+        let Some(Pending { id, what, .. }) = self.settle(connection, wanted) else { return };
+        let first = matches!(what, What::Auth);
         match result {
             Err(error) => {
                 self.counters.auth_failures += 1;
@@ -301,6 +316,10 @@ impl Worker {
             }),
         };
         self.reply(index, id, Body::Auth(reply));
+        if let Some(reason) = &self.draining {
+            let reason = reason.as_ref().to_owned();
+            self.push(index, Body::Reconnect(v1::Reconnect { after_ms: 0, reason }));
+        }
         self.release_waiting(now, index);
     }
 
@@ -323,7 +342,8 @@ impl Worker {
 
     /// What the asynchronous part made of a command.
     pub fn backend_replied(&mut self, now: Now, connection: Key, id: u64, result: Result<Body, v1::Error>) {
-        if self.settle_id(connection, id).is_none() {
+        let wanted = |pending: &Pending| pending.id == id && matches!(pending.what, What::Backend);
+        if self.settle(connection, wanted).is_none() {
             return;
         }
         match result {
@@ -402,23 +422,17 @@ impl Worker {
         let Some(Place::Live(place)) = connection.place_in(room_index) else { return false };
         let Some(room) = self.rooms.get_mut(room_index) else { return false };
         let cursor = &mut room.sides[side_of(connection.format)].cursors[place as usize];
-        if cursor.next > seq || cursor.end().is_some_and(|end| end < seq) {
+        // One that ends below comes out of it with its end.
+        if cursor.next > seq {
             return false;
         }
         let mut bytes = Vec::new();
         put_server_frame(&mut self.payload, connection.format, frame, &mut bytes);
         cursor.extra_mut().replies.push((seq, bytes.into_boxed_slice()));
         if room.applied >= seq {
-            mark_room(connection, room_index);
+            connection.mark_room(room_index);
             self.dirty.mark(index);
         }
         true
-    }
-}
-
-/// This room may have something for the connection.
-pub(super) fn mark_room(connection: &mut Connection, room: u32) {
-    if !connection.dirty_rooms.contains(&room) {
-        connection.dirty_rooms.push(room);
     }
 }

@@ -4,9 +4,10 @@
 //! the same call. Big rooms never delay small ones.
 
 use banyan_proto::id::Seq;
+use banyan_proto::v1::server_frame::Body;
 
 use super::rooms::not_a_member;
-use super::{Now, Sent, Wire, Worker, out_of};
+use super::{Effect, Now, Sent, Wire, Worker, out_of};
 use crate::connection::{Out, Phase, Place};
 use crate::room::{CursorState, side_of};
 
@@ -57,16 +58,11 @@ impl Worker {
                 }
                 room.pass.side = 0;
                 room.pass.at = 0;
-                if room.applied > pass.head {
-                    room.pass.head = room.applied;
-                } else {
+                if room.applied == pass.head || room.live() == 0 {
                     room.queued = false;
                     return;
                 }
-                if room.live() == 0 {
-                    room.queued = false;
-                    return;
-                }
+                room.pass.head = room.applied;
                 break;
             }
             if budget == 0 {
@@ -87,7 +83,7 @@ impl Worker {
                 cursor.extra.is_none() && connection.out.is_none() && connection.dirty_rooms.is_empty();
             if !(plain && self.send_plain(now, index, room_index, pass.side, pass.at, wire)) {
                 if let Some(connection) = self.connections.get_mut(index) {
-                    super::commands::mark_room(connection, room_index);
+                    connection.mark_room(room_index);
                 }
                 self.dirty.unmark(index);
                 self.flush(now, index, wire);
@@ -128,7 +124,7 @@ impl Worker {
                 self.counters.bytes_sent += sent as u64;
                 cursor.next = applied.next();
                 if let Some(connection) = self.connections.get_mut(index) {
-                    connection.progress_at = now.ms;
+                    connection.progress_at = 0;
                 }
             }
             Sent::Bytes(sent) => {
@@ -149,8 +145,7 @@ impl Worker {
             }
             Sent::Full => {
                 if let Some(connection) = self.connections.get_mut(index) {
-                    connection.blocked = true;
-                    connection.progress_at = now.ms;
+                    connection.block(now.ms);
                 }
                 self.arm(now, index);
             }
@@ -203,10 +198,12 @@ impl Worker {
             };
             self.counters.bytes_sent += sent as u64;
             let Some(connection) = self.connections.get_mut(index) else { return };
-            connection.progress_at = now.ms;
+            if sent > 0 {
+                connection.progress_at = now.ms;
+            }
             out.sent += sent;
             if out.len() > 0 {
-                connection.blocked = true;
+                connection.block(now.ms);
                 // What the socket has taken is not kept beside what it has not.
                 if out.sent > 0 {
                     out.bytes.drain(..out.sent);
@@ -238,8 +235,9 @@ impl Worker {
             }
             if self.gather_room(index, room_index)
                 && let Some(connection) = self.connections.get_mut(index)
+                && connection.dirty_rooms.last() == Some(&room_index)
             {
-                connection.dirty_rooms.retain(|room| *room != room_index);
+                connection.dirty_rooms.pop();
             }
         }
     }
@@ -263,8 +261,11 @@ impl Worker {
             if next > last {
                 if end.is_some_and(|end| next > end) {
                     let push = not_a_member(room.id.as_str().to_owned());
+                    // Replies above the end: who has come back sends, but has no cursor up there.
+                    let replies = self.take_replies(index, room_index);
                     self.remove_cursor(index, room_index);
-                    self.push(index, banyan_proto::v1::server_frame::Body::Unsubscribed(push));
+                    self.push(index, Body::Unsubscribed(push));
+                    self.put_replies(index, replies);
                 } else {
                     cursor.tidy();
                 }
@@ -272,12 +273,10 @@ impl Worker {
             }
             let mut stop = last;
             if let Some(extra) = &mut cursor.extra {
-                if let Some((_, until)) =
-                    extra.out.iter().find(|(first, until)| (*first..=*until).contains(&next))
-                {
-                    let until = *until;
+                if let Some(until) = extra.absent_until(next) {
                     let id = room.id.clone();
                     cursor.next = until.next();
+                    extra.out.retain(|(_, last)| *last > until);
                     let mut gap = Vec::new();
                     self.put_gap(format, &id, next, until, false, &mut gap);
                     if let Some(connection) = self.connections.get_mut(index) {
@@ -285,10 +284,9 @@ impl Worker {
                     }
                     continue;
                 }
-                if let Some(at) = extra.replies.iter().position(|(seq, _)| *seq == next) {
-                    let (_, reply) = extra.replies.swap_remove(at);
+                if extra.replies.iter().any(|(seq, _)| *seq == next) {
                     cursor.next = next.next();
-                    out_of(connection).extend_from_slice(&reply);
+                    extra.put_replies_below(cursor.next, out_of(connection));
                     continue;
                 }
                 for (first, _) in &extra.out {
@@ -326,14 +324,18 @@ impl Worker {
         if connection.blocked || connection.out.is_some() {
             return;
         }
+        connection.progress_at = 0;
         connection.dirty_rooms.shrink_to_fit();
+        if std::mem::take(&mut connection.full) && connection.paused_until == 0 {
+            self.effects.push(Effect::Resume { connection: index });
+        }
         if connection.phase == (Phase::Closing { answered: true }) {
             self.lost(index);
             return;
         }
         let waits = connection.flight.as_ref().is_some_and(|flight| !flight.waiting.is_empty());
         if connection.heads_owed {
-            self.push_owed_heads(index);
+            self.queue_owed_heads(now, index);
         }
         if waits {
             self.release_waiting(now, index);

@@ -6,14 +6,15 @@ use banyan_proto::codes::Code;
 use banyan_proto::event::LoggedEvent;
 use banyan_proto::frame::Format;
 use banyan_proto::id::{Epoch, RoomId, Seq, UserId};
-use banyan_proto::link::FromShard;
+use banyan_proto::link::{FromShard, ToShard};
 use banyan_proto::v1;
 use banyan_proto::v1::event::Kind;
 use banyan_proto::v1::server_frame::Body;
 
-use super::commands::mark_room;
-use super::{Now, Worker, opcode_of, put_server_frame};
-use crate::connection::{Place, What};
+use smallvec::SmallVec;
+
+use super::{Now, QUEUED_SOFT, Worker, opcode_of, out_of, put_server_frame};
+use crate::connection::Place;
 use crate::ring::Ring;
 use crate::room::{CursorState, SIDES, SMALL_ROOM, side_of};
 
@@ -37,30 +38,24 @@ impl Worker {
                 if head == room.applied {
                     room.n = n;
                 }
-                if head > room.applied {
-                    self.repair(now, room_index);
-                }
+                self.repair(room_index);
             }
             FromShard::Marks { room, marks } => {
                 let Some(room_index) = self.room_ids.get(room.as_str()) else { return };
                 let Some(entry) = self.rooms.get(*room_index) else { return };
-                let readers: Vec<u32> = entry
-                    .sides
-                    .iter()
-                    .flat_map(|side| &side.cursors)
-                    .map(|cursor| cursor.connection)
-                    .collect();
+                let cursors = entry.sides.iter().flat_map(|side| &side.cursors);
+                let readers = cursors.filter(|cursor| cursor.state != CursorState::Held);
+                let readers: SmallVec<[u32; 16]> = readers.map(|cursor| cursor.connection).collect();
                 let push =
                     Body::Marks(v1::MarksPush { room: room.as_str().to_owned(), marks: marks.to_vec() });
-                for reader in readers {
-                    self.push_optional(reader, &push);
-                }
+                self.push_optional(&readers, push);
             }
             FromShard::Left { room, user, at } => {
                 if let (Some(room), Some(user)) =
                     (self.room_ids.get(room.as_str()).copied(), self.user_ids.get(user.as_str()).copied())
                 {
-                    self.end_cursors(user, room, at);
+                    // Whoever has come back was admitted behind this on the link.
+                    self.end_cursors(user, room, Seq(u64::MAX), at);
                 }
             }
             FromShard::Page { ticket, page, .. } => self.page(now, ticket, page),
@@ -71,8 +66,29 @@ impl Worker {
     fn user_push(&mut self, user: &UserId, push: &Body) {
         let Some(user) = self.user_ids.get(user.as_str()) else { return };
         let Some(user) = self.users.get(*user) else { return };
-        for connection in user.connections.clone() {
-            self.push_optional(connection, push);
+        let connections = user.connections.clone();
+        self.push_optional(&connections, push.clone());
+    }
+
+    /// A push that may be left out for clients that read slowly.
+    fn push_optional(&mut self, connections: &[u32], body: Body) {
+        let frame = v1::ServerFrame { id: None, body: Some(body) };
+        let mut encoded = [Vec::new(), Vec::new()];
+        for index in connections {
+            let Some(connection) = self.connections.get_mut(*index) else { continue };
+            if connection.is_closing() {
+                continue;
+            }
+            if connection.blocked && connection.queued() > QUEUED_SOFT {
+                self.counters.pushes_skipped += 1;
+                continue;
+            }
+            let bytes = &mut encoded[side_of(connection.format)];
+            if bytes.is_empty() {
+                put_server_frame(&mut self.payload, connection.format, &frame, bytes);
+            }
+            out_of(connection).extend_from_slice(bytes);
+            self.dirty.mark(*index);
         }
     }
 
@@ -86,9 +102,7 @@ impl Worker {
         room.epoch = epoch;
         room.known_head = room.known_head.max(last.seq());
         self.apply(now, room_index, events);
-        if self.rooms.get(room_index).is_some_and(|room| room.known_head > room.applied) {
-            self.repair(now, room_index);
-        }
+        self.repair(room_index);
     }
 
     /// Applies what continues the log, in order. What is known already is skipped, what lies beyond a gap is left.
@@ -139,6 +153,7 @@ impl Worker {
         }
         if applied {
             self.spread(now, room_index);
+            self.bound_rings();
         }
     }
 
@@ -164,9 +179,8 @@ impl Worker {
     fn settle_send(&mut self, index: u32, room: &RoomId, client_msg_id: &str, event: &LoggedEvent) {
         let Some(connection) = self.connections.get_mut(index) else { return };
         let Some(flight) = &mut connection.flight else { return };
-        let place = flight.pending.iter().position(|pending| {
-            matches!(&pending.what, What::Send { room: of, client_msg_id: id } if **id == *client_msg_id && of == room)
-        });
+        let place =
+            flight.pending.iter().position(|pending| pending.is_made_by(room, client_msg_id, event.seq()));
         let Some(place) = place else { return };
         let id = flight.pending.swap_remove(place).id;
         self.flight_moved(index);
@@ -183,15 +197,15 @@ impl Worker {
         room: &RoomId,
         event: &LoggedEvent,
     ) -> Option<v1::ServerFrame> {
-        let connection = self.connections.get_mut(index)?;
-        let flight = connection.flight.as_mut()?;
         let client_msg_id = event.event.client_msg_id.as_deref()?;
+        let key = self.key_of_origin(event.origin).filter(|key| key.index == index)?;
+        let connection = self.connections.get_key_mut(key)?;
+        let flight = connection.flight.as_mut()?;
         if self.users.get(connection.user)?.person.user.as_str() != event.event.sender {
             return None;
         }
-        let place = flight.pending.iter().position(|pending| {
-            matches!(&pending.what, What::Send { room: of, client_msg_id: id } if **id == *client_msg_id && of == room)
-        })?;
+        let place =
+            flight.pending.iter().position(|pending| pending.is_made_by(room, client_msg_id, event.seq()))?;
         let id = flight.pending.swap_remove(place).id;
         self.flight_moved(index);
         Some(sent_frame(id, event))
@@ -199,16 +213,13 @@ impl Worker {
 
     /// A removal or leave ends all cursors of that user in the room at this seq.
     fn end_by_event(&mut self, room_index: u32, event: &LoggedEvent) {
-        let user = match &event.event.kind {
-            Some(Kind::Removed(removed)) => &removed.user,
-            Some(Kind::Left(left)) => &left.user,
-            _ => return,
-        };
-        let Some(user) = self.user_ids.get(user.as_str()).copied() else { return };
-        self.end_cursors(user, room_index, event.seq());
+        let Some(user) = user_gone(event) else { return };
+        let Some(user) = self.user_ids.get(user).copied() else { return };
+        self.end_cursors(user, room_index, event.seq(), event.seq());
     }
 
-    fn end_cursors(&mut self, user: u32, room_index: u32, end: Seq) {
+    /// Ends the cursors of a user that were admitted below a seq; `end` is the last that they get.
+    fn end_cursors(&mut self, user: u32, room_index: u32, admitted_below: Seq, end: Seq) {
         let Some(user) = self.users.get(user) else { return };
         for index in user.connections.clone() {
             let Some(connection) = self.connections.get_mut(index) else { continue };
@@ -216,23 +227,39 @@ impl Worker {
             match connection.place_in(room_index) {
                 Some(Place::Live(place)) => {
                     let cursor = &mut room.sides[side_of(connection.format)].cursors[place as usize];
-                    let extra = cursor.extra_mut();
-                    extra.end = Some(extra.end.map_or(end, |old| old.min(end)));
-                    mark_room(connection, room_index);
-                    self.dirty.mark(index);
+                    if cursor.admitted < admitted_below {
+                        let extra = cursor.extra_mut();
+                        extra.end = Some(extra.end.map_or(end, |old| old.min(end)));
+                        connection.mark_room(room_index);
+                        self.dirty.mark(index);
+                    }
                 }
-                Some(Place::Passive(_)) => {
-                    let room = room.id.as_str().to_owned();
-                    self.remove_cursor(index, room_index);
-                    self.push(index, Body::Unsubscribed(not_a_member(room)));
+                Some(Place::Passive(place)) => {
+                    let passive = &mut room.passive[place as usize];
+                    if passive.admitted >= admitted_below {
+                        continue;
+                    }
+                    if passive.held {
+                        passive.ended = true;
+                    } else {
+                        self.end_passive(index, room_index);
+                    }
                 }
                 None => {}
             }
         }
     }
 
+    /// No more heads: the user of this connection is no longer a member.
+    pub(super) fn end_passive(&mut self, index: u32, room_index: u32) {
+        let Some(room) = self.rooms.get(room_index) else { return };
+        let room = room.id.as_str().to_owned();
+        self.remove_cursor(index, room_index);
+        self.push(index, Body::Unsubscribed(not_a_member(room)));
+    }
+
     /// Marks who has something to be sent; sends nothing.
-    fn spread(&mut self, now: Now, room_index: u32) {
+    pub(super) fn spread(&mut self, now: Now, room_index: u32) {
         let Some(room) = self.rooms.get_mut(room_index) else { return };
         if room.live() <= SMALL_ROOM {
             for side in &room.sides {
@@ -243,7 +270,7 @@ impl Worker {
                     if let Some(connection) = self.connections.get_mut(cursor.connection)
                         && !connection.blocked
                     {
-                        mark_room(connection, room_index);
+                        connection.mark_room(room_index);
                         self.dirty.mark(cursor.connection);
                     }
                 }
@@ -255,21 +282,29 @@ impl Worker {
             room.pass.head = room.applied;
             self.big.push_back(room_index);
         }
+        self.queue_head(now, room_index);
+    }
+
+    /// Some passive reader has not been told the head: that is due, at most once a second a room.
+    pub(super) fn queue_head(&mut self, now: Now, room_index: u32) {
+        let Some(room) = self.rooms.get_mut(room_index) else { return };
         if !room.passive.is_empty() && !room.heads_queued {
             room.heads_queued = true;
             room.heads_at = room.heads_at.max(now.ms);
+            self.heads_at = self.heads_at.min(room.heads_at);
             self.heads.push(room_index);
         }
     }
 
     /// Tells passive readers how far their rooms have come.
     pub(super) fn push_heads(&mut self, now: Now) {
-        let mut later = Vec::new();
-        for room_index in std::mem::take(&mut self.heads) {
-            let Some(room) = self.rooms.get_mut(room_index) else { continue };
+        let mut rooms = std::mem::take(&mut self.heads);
+        self.heads_at = u64::MAX;
+        rooms.retain(|room_index| {
+            let Some(room) = self.rooms.get_mut(*room_index) else { return false };
             if room.heads_at > now.ms {
-                later.push(room_index);
-                continue;
+                self.heads_at = self.heads_at.min(room.heads_at);
+                return true;
             }
             room.heads_queued = false;
             room.heads_at = now.ms + HEADS_MS;
@@ -277,62 +312,81 @@ impl Worker {
                 Body::Head(v1::Head { room: room.id.as_str().to_owned(), head: room.applied.0, n: room.n });
             let frame = v1::ServerFrame { id: None, body: Some(body) };
             let mut encoded = [Vec::new(), Vec::new()];
-            for index in &room.passive {
-                let Some(connection) = self.connections.get_mut(*index) else { continue };
+            let behind =
+                room.passive.iter_mut().filter(|passive| !passive.held && passive.told < room.applied);
+            for passive in behind {
+                let Some(connection) = self.connections.get_mut(passive.connection) else { continue };
                 if connection.blocked {
                     connection.heads_owed = true;
                     continue;
                 }
+                passive.told = room.applied;
                 let bytes = &mut encoded[side_of(connection.format)];
                 if bytes.is_empty() {
                     put_server_frame(&mut self.payload, connection.format, &frame, bytes);
                 }
-                super::out_of(connection).extend_from_slice(bytes);
-                self.dirty.mark(*index);
+                out_of(connection).extend_from_slice(bytes);
+                self.dirty.mark(passive.connection);
             }
-        }
-        self.heads.append(&mut later);
+            false
+        });
+        self.heads = rooms;
     }
 
     /// Heads that were left out while the socket was full.
-    pub(super) fn push_owed_heads(&mut self, index: u32) {
+    pub(super) fn queue_owed_heads(&mut self, now: Now, index: u32) {
         let Some(connection) = self.connections.get_mut(index) else { return };
         if !std::mem::take(&mut connection.heads_owed) {
             return;
         }
-        let passive =
-            connection.rooms.iter().filter(|reference| matches!(reference.place, Place::Passive(_)));
-        let rooms: Vec<u32> = passive.map(|reference| reference.room).collect();
+        let rooms = connection.rooms.iter().filter(|reference| {
+            let Place::Passive(place) = reference.place else { return false };
+            let Some(room) = self.rooms.get(reference.room) else { return false };
+            room.passive[place as usize].told < room.applied
+        });
+        let rooms: SmallVec<[u32; 8]> = rooms.map(|reference| reference.room).collect();
         for room_index in rooms {
-            let Some(room) = self.rooms.get(room_index) else { continue };
-            let head = v1::Head { room: room.id.as_str().to_owned(), head: room.applied.0, n: room.n };
-            self.push(index, Body::Head(head));
+            self.queue_head(now, room_index);
+        }
+    }
+
+    /// Nobody reads this room any more: it is given up a little later.
+    pub(super) fn note_unused(&mut self, since: u64, room_index: u32) {
+        let Some(room) = self.rooms.get_mut(room_index).filter(|room| room.is_unused()) else { return };
+        room.unused_at = since;
+        if !room.unused_queued {
+            room.unused_queued = true;
+            self.unused.push(room_index);
         }
     }
 
     /// Gives up rooms that nobody has read for a while.
     pub(super) fn drop_unused(&mut self, now: Now, after_ms: u64) {
-        let mut kept = Vec::new();
-        for (room_index, since) in std::mem::take(&mut self.unused) {
-            let Some(room) = self.rooms.get(room_index) else { continue };
+        let mut unused = std::mem::take(&mut self.unused);
+        unused.retain(|room_index| {
+            let Some(room) = self.rooms.get_mut(*room_index) else { return false };
             if !room.is_unused() {
-                continue;
+                room.unused_queued = false;
+                return false;
             }
-            if since + after_ms > now.ms || room.queued || room.heads_queued || room.repair.is_some() {
-                kept.push((room_index, since));
-                continue;
+            if room.unused_at + after_ms > now.ms || room.queued || room.heads_queued || room.repair.is_some()
+            {
+                return true;
             }
-            let Some(room) = self.rooms.remove(room_index) else { continue };
-            for ring in room.sides.iter().filter_map(|side| side.ring.as_ref()) {
-                self.rings_bytes -= ring.capacity();
-            }
-            self.ringed.retain(|of| *of != room_index);
-            self.room_ids.remove(room.id.as_str());
-            self.tell_owner(&room.id, banyan_proto::link::ToShard::Uninterest { room: room.id.clone() });
+            self.drop_room(*room_index);
+            false
+        });
+        self.unused = unused;
+    }
+
+    pub(super) fn drop_room(&mut self, room_index: u32) {
+        let Some(room) = self.rooms.remove(room_index) else { return };
+        for ring in room.sides.iter().filter_map(|side| side.ring.as_ref()) {
+            self.rings_bytes -= ring.capacity();
         }
-        kept.sort_unstable();
-        kept.dedup_by_key(|(room, _)| *room);
-        self.unused = kept;
+        // It may stand in `ringed` still: whoever looks there finds no ring.
+        self.room_ids.remove(room.id.as_str());
+        self.tell_owner(&room.id, ToShard::Uninterest { room: room.id.clone() });
     }
 
     /// Frees rings that everybody has read, and keeps all of them together within their bound.
@@ -359,11 +413,13 @@ impl Worker {
         self.bound_rings();
     }
 
-    /// Oldest events out, of the largest rings first, until all fit.
+    /// The largest rings go first, whole, until all fit: who stands at head does not notice.
     pub(super) fn bound_rings(&mut self) {
         if self.rings_bytes <= self.options.rings_bytes {
             return;
         }
+        // A little more than must be, so that it is not done again for the next event.
+        let target = self.options.rings_bytes - self.options.rings_bytes / 8;
         let mut sizes: Vec<(usize, u32, usize)> = Vec::new();
         for room_index in &self.ringed {
             let Some(room) = self.rooms.get(*room_index) else { continue };
@@ -375,7 +431,7 @@ impl Worker {
         }
         sizes.sort_unstable_by(|a, b| b.cmp(a));
         for (capacity, room_index, place) in sizes {
-            if self.rings_bytes <= self.options.rings_bytes {
+            if self.rings_bytes <= target {
                 break;
             }
             // Whoever had not read it all goes on from the log.
@@ -396,6 +452,15 @@ fn sent_frame(id: u64, event: &LoggedEvent) -> v1::ServerFrame {
         duplicate: false,
     };
     v1::ServerFrame { id: Some(id), body: Some(Body::Send(reply)) }
+}
+
+/// Who this event takes out of the room.
+pub(super) fn user_gone(event: &LoggedEvent) -> Option<&str> {
+    match &event.event.kind {
+        Some(Kind::Removed(removed)) => Some(&removed.user),
+        Some(Kind::Left(left)) => Some(&left.user),
+        _ => None,
+    }
 }
 
 /// What who has left or was removed is told when nothing more will come.

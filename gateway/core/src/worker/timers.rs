@@ -24,11 +24,7 @@ impl Worker {
         if !self.connections.is_empty() || !self.rooms.is_empty() {
             next = next.min(self.housekeeping_at);
         }
-        for room in &self.heads {
-            if let Some(room) = self.rooms.get(*room) {
-                next = next.min(room.heads_at);
-            }
-        }
+        next = next.min(self.heads_at);
         for (at, _, _) in &self.pull_retries {
             next = next.min(*at);
         }
@@ -52,7 +48,9 @@ impl Worker {
             }
         }
         self.due = due;
-        self.push_heads(now);
+        if now.ms >= self.heads_at {
+            self.push_heads(now);
+        }
         self.retry_pulls(now);
         if now.ms >= self.housekeeping_at {
             self.housekeeping_at = now.ms + HOUSEKEEPING_MS;
@@ -91,10 +89,12 @@ impl Worker {
         }
         let mut at = if connection.blocked {
             connection.progress_at + options.slow_deadline_ms
-        } else if connection.pinged_at != 0 {
+        } else if connection.pinged_at == 0 {
+            connection.heard_at + options.ping_interval_ms
+        } else if connection.paused_until == 0 {
             connection.pinged_at + options.pong_deadline_ms
         } else {
-            connection.heard_at + options.ping_interval_ms
+            u64::MAX
         };
         if connection.paused_until != 0 {
             at = at.min(connection.paused_until);
@@ -143,12 +143,19 @@ impl Worker {
         }
         if connection.paused_until != 0 && connection.paused_until <= now.ms {
             connection.paused_until = 0;
-            self.effects.push(super::Effect::Resume { connection: index });
+            // The pong may lie in the socket: its clock stood still.
+            if connection.pinged_at != 0 {
+                connection.pinged_at = now.ms;
+            }
+            if !connection.full {
+                self.effects.push(super::Effect::Resume { connection: index });
+            }
         }
         if connection.blocked {
             // Whoever takes no byte may not have seen our ping: only this clock runs.
             if connection.progress_at + slow <= now.ms {
-                self.close_stuck(now, index);
+                // The close frame goes where a frame ends, for the case that the client reads once more.
+                self.close(now, index, Close::TooSlow, "the connection takes no data");
                 return;
             }
         } else if connection.pinged_at != 0 {
@@ -173,10 +180,5 @@ impl Worker {
         }
         self.subscribe_overdue(now, index);
         self.subscribe_given_up(now, index);
-    }
-
-    /// TCP makes no progress: the close frame is put where a frame ends, for the case that it reads once more.
-    fn close_stuck(&mut self, now: Now, index: u32) {
-        self.close(now, index, Close::TooSlow, "the connection takes no data");
     }
 }
