@@ -604,3 +604,6 @@ fn put_server_frame(payload: &mut Vec<u8>, format: Format, frame: &v1::ServerFra
     frame::encode(format, frame, payload);
     put_frame(out, opcode_of(format), payload);
 }
+
+#[cfg(test)]
+mod tests;
