@@ -33,6 +33,10 @@ pub struct Config {
     /// Newest events kept in memory, by count and by bytes; pages and pulls below them read the log.
     pub tail_events: usize,
     pub tail_bytes: usize,
+    /// What is left of them when nothing has been written for `rest_ms`. An event in memory takes four times its stored
+    /// size (decoded, stored and JSON form); a process that holds 200,000 rooms cannot keep them all.
+    pub rest_events: usize,
+    pub rest_ms: u64,
     /// Events whose ids are remembered, and for how long after an open they are read again (docs/protocol.md,
     /// "Delivery").
     pub window_events: u64,
@@ -71,6 +75,8 @@ impl Default for Config {
             marks_every_ms: 1_000,
             tail_events: 256,
             tail_bytes: 256 << 10,
+            rest_events: 8,
+            rest_ms: 30_000,
             window_events: 4_096,
             window_ms: 10 * 60 * 1_000,
             since_events: 10_000,

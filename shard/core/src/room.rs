@@ -174,6 +174,9 @@ pub struct Room {
     reads: Vec<(u32, ReadFor)>,
     next_ticket: u32,
     marks: MarkTimes,
+    /// When to look whether the tail may shrink; it does if nothing was written for the time of rest.
+    rest_at_ms: Option<u64>,
+    written_at_ms: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -274,6 +277,8 @@ impl Room {
             reads: Vec::new(),
             next_ticket: 0,
             marks: MarkTimes::default(),
+            rest_at_ms: None,
+            written_at_ms: 0,
         }
     }
 
@@ -311,6 +316,7 @@ impl Room {
             batch.and_then(|batch| batch.draft.oldest_ms).map(|arrived| arrived + waits),
             batch.and_then(|batch| batch.retry_at_ms),
             self.marks.next_deadline(),
+            self.rest_at_ms,
         ]
         .into_iter()
         .flatten()
@@ -533,6 +539,9 @@ impl Room {
             state.window.push(key, entry);
         }
         state.window.cut(head, self.config.window_events);
+        if !events.is_empty() {
+            self.watch_tail(now);
+        }
 
         let passed = self.barrier();
         if !events.is_empty() {
@@ -595,8 +604,17 @@ impl Room {
             }
         }
         self.phase = Phase::Ready;
+        self.watch_tail(now);
         for pull in std::mem::take(&mut self.pulls) {
             self.pull(pull, out);
+        }
+    }
+
+    /// The tail has grown: it is looked at when the room may have come to rest.
+    fn watch_tail(&mut self, now: Now) {
+        self.written_at_ms = now.mono_ms;
+        if self.state.as_deref().is_some_and(|state| state.tail.len() > self.config.rest_events) {
+            self.rest_at_ms.get_or_insert(now.mono_ms + self.config.rest_ms);
         }
     }
 
@@ -709,6 +727,15 @@ impl Room {
         self.tell_marks(now, out);
         if self.marks.write_is_due(now) {
             self.write_marks(out);
+        }
+        if self.rest_at_ms.is_some_and(|at| at <= now.mono_ms) {
+            let rests_at = self.written_at_ms + self.config.rest_ms;
+            self.rest_at_ms = (rests_at > now.mono_ms).then_some(rests_at);
+            if self.rest_at_ms.is_none()
+                && let Some(state) = self.state.as_deref_mut()
+            {
+                state.tail.shrink(self.config.rest_events);
+            }
         }
     }
 }

@@ -31,6 +31,20 @@ impl Tail {
         }
     }
 
+    pub fn len(&self) -> usize {
+        self.events.len()
+    }
+
+    /// Keeps the newest `events` only, and no more memory than they take.
+    pub fn shrink(&mut self, events: usize) {
+        while self.events.len() > events.max(1) {
+            if let Some(oldest) = self.events.pop_front() {
+                self.bytes -= oldest.encoded.len();
+            }
+        }
+        self.events.shrink_to_fit();
+    }
+
     /// The lowest seq held.
     pub fn first(&self) -> Option<Seq> {
         self.events.front().map(|event| event.seq())

@@ -1093,6 +1093,22 @@ fn interest_ends_and_a_quiet_room_may_be_closed() {
 }
 
 #[test]
+fn a_room_at_rest_keeps_only_its_newest_events_in_memory() {
+    let mut bench = Bench::group(false, 100);
+    let tail = |bench: &Bench| bench.room.state.as_ref().unwrap().tail.len();
+    assert_eq!(tail(&bench), 64);
+    bench.tick_at(20_000);
+    bench.run("alice", said("m101", Some(100), "t"));
+    // Something was written within the time of rest: it is looked at again later.
+    bench.tick_at(30_001);
+    assert_eq!(tail(&bench), 65);
+    let deadline = bench.room.next_deadline().unwrap();
+    bench.tick_at(deadline);
+    assert_eq!((tail(&bench), bench.room.next_deadline()), (8, None));
+    assert_eq!(bench.room.state.as_ref().unwrap().tail.first(), Some(Seq(94)));
+}
+
+#[test]
 fn tick_at_the_deadline_moves_the_deadline() {
     // A room with everything under way that has a deadline.
     let mut bench = Bench::group(false, 100);
