@@ -31,12 +31,12 @@ impl Tail {
         }
     }
 
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.events.len()
     }
 
     /// Keeps the newest `events` only, and no more memory than they take.
-    pub fn shrink(&mut self, events: usize) {
+    pub(crate) fn shrink(&mut self, events: usize) {
         while self.events.len() > events.max(1) {
             if let Some(oldest) = self.events.pop_front() {
                 self.bytes -= oldest.encoded.len();
