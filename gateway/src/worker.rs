@@ -699,6 +699,7 @@ enum Draining {
     Done,
 }
 
+#[expect(clippy::large_enum_variant, reason = "one at a time, on the stack of one turn")]
 enum Woken {
     Other,
     Inbox(Option<Vec<FromShard>>),

@@ -18,7 +18,7 @@ use super::*;
 use crate::backend::tests::{Verdict, summary, world};
 
 const INDEX: &[u8] = b"<!doctype html><title>Banyan</title>";
-const FILES: &[page::File] = &[
+const FILES: &[File] = &[
     ("/", "text/html; charset=utf-8", INDEX),
     ("/assets/app.js", "text/javascript; charset=utf-8", b"'use strict'"),
 ];
