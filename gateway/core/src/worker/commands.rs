@@ -84,8 +84,16 @@ impl Worker {
     fn check(&mut self, now: Now, index: u32, id: u64, command: Command) {
         let caller = self.person(index);
         let caller = caller.as_ref().map_or(&self.nobody, |person| &person.user);
+        let is_auth = matches!(command, Command::Auth(_));
         match command::check(command, &self.options.command, caller) {
-            Err(error) => self.reply_error(index, id, error),
+            Err(error) => {
+                self.reply_error(index, id, error);
+                // What cannot be a token ends the connection as one does that does not hold.
+                if is_auth {
+                    self.counters.auth_failures += 1;
+                    self.close(now, index, Close::BadToken, "this is not a token");
+                }
+            }
             Ok(checked) => self.dispatch(now, index, id, checked),
         }
     }
