@@ -162,7 +162,11 @@ pub enum FromShard {
     },
     /// A member is out of the room since this seq, whether an event says so or (in rooms that only count who comes and
     /// goes) none does: nothing above it is theirs.
-    Left { room: RoomId, user: UserId, at: Seq },
+    Left {
+        room: RoomId,
+        user: UserId,
+        at: Seq,
+    },
     /// The answer to a pull, ascending. `more`: the limits ended it before `through` or head.
     Page {
         ticket: Ticket,
