@@ -77,6 +77,12 @@ fn serde_of(message: &MessageDescriptor, field: &FieldDescriptor) -> Vec<String>
     {
         attributes.push("#[serde(default, skip_serializing_if = \"Option::is_none\")]".to_owned());
     }
+    if field.cardinality() == Cardinality::Repeated
+        && matches!(field.kind(), Kind::Message(_))
+        && REQUESTS.contains(&message.name())
+    {
+        attributes.push("#[serde(deserialize_with = \"crate::json::objects\")]".to_owned());
+    }
     let optional = if field.field_descriptor_proto().proto3_optional() { "::optional" } else { "" };
     match field.kind() {
         Kind::Enum(of) => {

@@ -38,6 +38,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
+use crate::config::Lazy;
 use crate::config::kind::Network;
 use crate::failure::{Exit, Failure, words};
 use crate::{page, token_cmd};
@@ -117,6 +118,7 @@ impl Node {
             ..banyan_shard::Options::default()
         };
         shard_options.room.members = u64::from(config.rooms.max_members);
+        shard_options.room.lazy_public = config.rooms.lazy == Lazy::Public;
         let (owners, shard_workers) = banyan_shard::build(shard_options, log, links);
 
         let accounts = accounts(config, account_store)?;

@@ -477,6 +477,8 @@ impl Worker {
                     return;
                 }
                 socket.address = client;
+                // Connections that ended in this turn give their sockets back first: this one may get the place of one.
+                self.perform(now);
                 let upgraded = self.core.accept(now, format, &response).filter(|index| {
                     let token = Token(*index as usize);
                     let interest = Interest::READABLE | Interest::WRITABLE;

@@ -274,6 +274,13 @@ mod tests {
         refused(r#"{"id":3,"ping":{},"ping":{}}"#, 3, Code::BadRequest, "more than one");
         refused(r#"{"id":3,"ping":null}"#, 3, Code::BadRequest, "no command");
         refused(r#"{"id":3,"ping":7}"#, 3, Code::BadRequest, "ping");
+        refused(r#"{"id":3,"join":["r"]}"#, 3, Code::BadRequest, "expected an object");
+        refused(
+            r#"{"id":3,"subscribe":{"rooms":[["r",null,null,null,null]]}}"#,
+            3,
+            Code::BadRequest,
+            "expected an object",
+        );
         refused(r#"{"send":{"room":"r"},"id":3}"#, 3, Code::BadRequest, "client_msg_id");
         refused(
             r#"{"id":3,"send":{"room":5,"client_msg_id":"a"}}"#,

@@ -32,7 +32,7 @@ pub(crate) use gateway::Gateway;
 pub(crate) use kind::{duration_text, parse_duration};
 pub(crate) use limits::Limits;
 pub(crate) use log::{Format, Log};
-pub(crate) use rooms::Rooms;
+pub(crate) use rooms::{Lazy, Rooms};
 pub(crate) use server::Server;
 pub(crate) use storage::Storage;
 pub(crate) use tls::Tls;

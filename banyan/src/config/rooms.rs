@@ -2,8 +2,16 @@
 
 use std::time::Duration;
 
-use super::kind::{Count, Time};
+use super::kind::{Choice, Count, Time};
 use super::section::section;
+
+/// Whether rooms are made by their first use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Lazy {
+    Off,
+    /// As public groups.
+    Public,
+}
 
 section! {
     /// Rooms: how large, how many, how long they stay open in memory.
@@ -15,5 +23,8 @@ section! {
         open_rooms: u32 = 200_000, Count(16, 10_000_000);
         /// A room that nobody used for so long is closed in memory.
         idle_close: Duration = Duration::from_secs(600), Time(Duration::from_secs(1), Duration::from_secs(86_400));
+        /// "public": who subscribes to, joins or sends to a room that does not exist makes it, as a public group without an
+        /// owner, and becomes a member. For applications that use room ids of their own.
+        lazy: Lazy = Lazy::Off, Choice(&[("off", Lazy::Off), ("public", Lazy::Public)]);
     }
 }

@@ -10,6 +10,6 @@ section! {
         cache: u64 = 64 * MIB, Size(MIB, 1024 * GIB);
         /// With less free space on the disk new sends are answered "unavailable" (108); reading goes on, and sends too once
         /// there is space again. Enough for what was accepted before to be finished.
-        min_free: u64 = 64 * MIB, Size(16 * MIB, 1024 * GIB);
+        min_free: u64 = 64 * MIB, Size(16 * MIB, 1024 * 1024 * GIB);
     }
 }

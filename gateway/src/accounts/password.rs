@@ -1,14 +1,14 @@
 //! Passwords: argon2id, never on a thread that serves messages, a bounded number at once.
 //!
 //! Always holds: at most `concurrency` hashes run and at most `queue` wait; the next is refused before any work. A
-//! password is checked with the same work whether its user exists or not.
+//! password is checked with the same work whether its user exists or not. The memory of `concurrency` hashes is kept
+//! and used again: given back to the allocator, it would stay with whichever thread had it, once for each.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use argon2::password_hash::phc::PasswordHash;
-use argon2::password_hash::{PasswordHasher as _, PasswordVerifier as _};
-use argon2::{Argon2, Params, Version};
+use argon2::password_hash::phc::{Output, ParamsString, PasswordHash, Salt};
+use argon2::{Algorithm, Argon2, Block, Params, Version};
 use metrics::{Gauge, Histogram};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
@@ -17,6 +17,7 @@ use unicode_normalization::UnicodeNormalization as _;
 /// Longest password in bytes: a sentence, not a book to hash.
 pub const PASSWORD_MAX: usize = 1_024;
 const SALT_BYTES: usize = 16;
+const HASH_BYTES: usize = 32;
 
 /// What a hash costs and how many may run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,6 +55,8 @@ struct Inner {
     argon2: Argon2<'static>,
     /// Of nobody's password: what is checked for users that do not exist.
     dummy: String,
+    /// Memory of hashes that do not run, at most one for each that may.
+    memory: Mutex<Vec<Vec<Block>>>,
     turns: Arc<Semaphore>,
     /// Waiting and running.
     queued: AtomicUsize,
@@ -86,12 +89,14 @@ impl Hasher {
     pub fn new(cost: Cost) -> Result<Self, Error> {
         let params = Params::new(cost.memory_kib, cost.passes, 1, None)
             .map_err(|error| Error::Cost(error.to_string()))?;
-        let argon2 = Argon2::new(argon2::Algorithm::Argon2id, Version::V0x13, params);
-        let dummy = hash(&argon2, b"nobody's")?;
+        let argon2 = Argon2::new(Algorithm::Argon2id, Version::V0x13, params);
+        let mut blocks = Vec::new();
+        let dummy = hash(&argon2, b"nobody's", &mut blocks)?;
         let concurrency = cost.concurrency.clamp(1, Semaphore::MAX_PERMITS);
         Ok(Self(Arc::new(Inner {
             argon2,
             dummy,
+            memory: Mutex::new(vec![blocks]),
             turns: Arc::new(Semaphore::new(concurrency)),
             queued: AtomicUsize::new(0),
             most: concurrency.saturating_add(cost.queue),
@@ -103,24 +108,23 @@ impl Hasher {
     /// A PHC string for a new password.
     pub async fn hash(&self, password: &str) -> Result<String, Error> {
         let password = prepare(password);
-        self.run(move |inner| hash(&inner.argon2, password.as_bytes())).await?
+        self.run(move |inner, blocks| hash(&inner.argon2, password.as_bytes(), blocks)).await?
     }
 
     /// True if it is the password of this hash. Without one, the same work and false.
     pub async fn verify(&self, password: &str, phc: Option<String>) -> Result<bool, Error> {
         let password = prepare(password);
-        self.run(move |inner| {
+        self.run(move |inner, blocks| {
             let known = phc.is_some();
             let phc = phc.unwrap_or_else(|| inner.dummy.clone());
-            let parsed = PasswordHash::new(&phc).map_err(|error| Error::Failed(error.to_string()))?;
-            Ok(inner.argon2.verify_password(password.as_bytes(), &parsed).is_ok() && known)
+            Ok(is_of(&phc, password.as_bytes(), blocks)? && known)
         })
         .await?
     }
 
     async fn run<T: Send + 'static>(
         &self,
-        work: impl FnOnce(&Inner) -> T + Send + 'static,
+        work: impl FnOnce(&Inner, &mut Vec<Block>) -> T + Send + 'static,
     ) -> Result<T, Error> {
         if self.0.queued.fetch_add(1, Ordering::AcqRel) >= self.0.most {
             self.0.queued.fetch_sub(1, Ordering::AcqRel);
@@ -133,7 +137,10 @@ impl Hasher {
         // Whoever asked may go away meanwhile: turn and place are kept until the work is done.
         let running = tokio::task::spawn_blocking(move || {
             let begun = Instant::now();
-            let done = work(&place.0.0);
+            let memory = || place.0.0.memory.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut blocks = memory().pop().unwrap_or_default();
+            let done = work(&place.0.0, &mut blocks);
+            memory().push(blocks);
             place.0.0.seconds.record(begun.elapsed().as_secs_f64());
             drop((turn, place));
             done
@@ -142,11 +149,51 @@ impl Hasher {
     }
 }
 
-fn hash(argon2: &Argon2<'_>, password: &[u8]) -> Result<String, Error> {
+fn failed(error: impl std::fmt::Display) -> Error {
+    Error::Failed(error.to_string())
+}
+
+fn hash(argon2: &Argon2<'_>, password: &[u8], blocks: &mut Vec<Block>) -> Result<String, Error> {
     let mut salt = [0; SALT_BYTES];
-    getrandom::fill(&mut salt).map_err(|error| Error::Failed(error.to_string()))?;
-    let hash = argon2.hash_password_with_salt(password, &salt);
-    hash.map(|phc| phc.to_string()).map_err(|error| Error::Failed(error.to_string()))
+    getrandom::fill(&mut salt).map_err(failed)?;
+    let mut out = [0; HASH_BYTES];
+    digest(argon2, password, &salt, &mut out, blocks)?;
+    let phc = PasswordHash {
+        algorithm: Algorithm::Argon2id.ident(),
+        version: Some(Version::V0x13.into()),
+        params: ParamsString::try_from(argon2.params()).map_err(failed)?,
+        salt: Some(Salt::new(&salt).map_err(failed)?),
+        hash: Some(Output::new(&out).map_err(failed)?),
+    };
+    Ok(phc.to_string())
+}
+
+/// Whether a PHC string is of this password, by the cost that it names.
+fn is_of(phc: &str, password: &[u8], blocks: &mut Vec<Block>) -> Result<bool, Error> {
+    let phc = PasswordHash::new(phc).map_err(failed)?;
+    let (Some(salt), Some(hash)) = (&phc.salt, &phc.hash) else {
+        return Err(failed("a stored hash has no salt or no hash"));
+    };
+    let algorithm = Algorithm::try_from(phc.algorithm.as_str()).map_err(failed)?;
+    let version = phc.version.map(Version::try_from).transpose().map_err(failed)?.unwrap_or_default();
+    let argon2 = Argon2::new(algorithm, version, Params::try_from(&phc).map_err(failed)?);
+    let mut out = [0; Output::MAX_LENGTH];
+    let out = &mut out[..hash.len()];
+    digest(&argon2, password, salt.as_ref(), out, blocks)?;
+    // `Output` compares in constant time.
+    Ok(Output::new(out).map_err(failed)? == *hash)
+}
+
+fn digest(
+    argon2: &Argon2<'_>,
+    password: &[u8],
+    salt: &[u8],
+    out: &mut [u8],
+    blocks: &mut Vec<Block>,
+) -> Result<(), Error> {
+    // What an earlier hash left in them is overwritten before it is read.
+    blocks.resize(argon2.params().block_count(), Block::new());
+    argon2.hash_password_into_with_memory(password, salt, out, blocks.as_mut_slice()).map_err(failed)
 }
 
 /// The same text, however a keyboard composes it (RFC 8265, OpaqueString).
@@ -160,6 +207,23 @@ mod tests {
 
     fn cheap(concurrency: usize, queue: usize) -> Hasher {
         Hasher::new(Cost { memory_kib: 64, passes: 1, concurrency, queue }).unwrap()
+    }
+
+    /// Ours and the library's own way to make and check them, which keeps no memory.
+    #[test]
+    fn hashes_are_those_of_the_library() {
+        use argon2::password_hash::{PasswordHasher as _, PasswordVerifier as _};
+        let params = Params::new(64, 2, 1, None).unwrap();
+        let argon2 = Argon2::new(Algorithm::Argon2id, Version::V0x13, params);
+        let mut blocks = vec![Block::new(); 200];
+        let ours = hash(&argon2, b"one", &mut blocks).unwrap();
+        let parsed = PasswordHash::new(&ours).unwrap();
+        assert!(argon2.verify_password(b"one", &parsed).is_ok());
+        assert!(argon2.verify_password(b"other", &parsed).is_err());
+        let theirs = argon2.hash_password_with_salt(b"one", &[7; SALT_BYTES]).unwrap().to_string();
+        assert_eq!(is_of(&theirs, b"one", &mut blocks), Ok(true));
+        assert_eq!(is_of(&theirs, b"other", &mut blocks), Ok(false));
+        assert!(is_of("$argon2id$v=19$m=64,t=2,p=1", b"one", &mut blocks).is_err());
     }
 
     #[tokio::test]

@@ -144,6 +144,13 @@ async fn an_owner_that_fails_fails_the_list() {
     assert_eq!(world.backend.open().as_ref().unwrap().len(), 0, "nothing stays open");
 }
 
+#[tokio::test]
+async fn an_answer_to_another_question_is_100() {
+    let world = world(100, |_| Verdict::Answer(Answer::UserRooms { rooms: Vec::new(), more: false }));
+    let error = world.backend.call(&me(), Origin(0), &room("r"), RoomCommand::Join).await.unwrap_err();
+    assert_eq!(error.code, 100);
+}
+
 #[tokio::test(start_paused = true)]
 async fn silence_is_108_at_the_deadline() {
     let world = world(100, |_| Verdict::Silent);
