@@ -175,6 +175,45 @@ fn the_readme_has_both_commands() {
     assert!(ci.lines().any(|line| line == "exec cargo xtask test"), ".ci/run is command 2");
 }
 
+/// `[text](target)` outside of code, but for addresses of the web.
+fn links(text: &str) -> Vec<&str> {
+    let prose = text.split("```").step_by(2);
+    let spans = prose.flat_map(|part| part.split("](").skip(1));
+    spans.filter_map(|rest| rest.split(')').next()).filter(|target| !target.contains("://")).collect()
+}
+
+/// The anchor that a heading gets where Markdown is shown.
+fn anchor(heading: &str) -> String {
+    let kept = heading.trim_start_matches('#').trim().to_lowercase();
+    let kept = kept.chars().filter(|c| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_'));
+    kept.map(|c| if c == ' ' { '-' } else { c }).collect()
+}
+
+#[test]
+fn links_lead_somewhere() {
+    let pages: Vec<_> = files().into_iter().filter(|(path, _)| path.ends_with(".md")).collect();
+    let (mut problems, mut count) = (Vec::new(), 0);
+    for (path, text) in &pages {
+        for link in links(text) {
+            count += 1;
+            let (target, fragment) = link.split_once('#').unwrap_or((link, ""));
+            let target = match target {
+                "" => root().join(path),
+                target => root().join(path).parent().unwrap().join(target),
+            };
+            let headed = |fragment: &str| {
+                let page = fs::read_to_string(&target).unwrap_or_default();
+                page.lines().any(|line| line.starts_with('#') && anchor(line) == fragment)
+            };
+            if !target.exists() || !(fragment.is_empty() || headed(fragment)) {
+                problems.push(format!("{path}: {link} leads nowhere"));
+            }
+        }
+    }
+    assert!(count > 30, "only {count} links were found");
+    assert_none(&problems);
+}
+
 #[test]
 fn decisions_have_the_house_format() {
     let mut problems = Vec::new();
