@@ -351,8 +351,14 @@ export class Store {
       if (event.seq > (info.last?.seq ?? 0)) {
         info.last = { seq: event.seq, at: event.at, sender_name: event.sender_name, text: excerpt(event.message.text) };
       }
+      // a send lifts its sender's marks: no `marks` push says so
+      const sender = room.members.get(event.sender);
+      if (sender) {
+        sender.delivered = Math.max(sender.delivered ?? 0, event.seq);
+        sender.seen = Math.max(sender.seen ?? 0, event.seq);
+        this.touch("members");
+      }
       if (event.sender === this.me.user && event.seq > info.seen) {
-        // a send lifts its sender's marks
         info.seen = event.seq;
         info.seen_n = Math.max(info.seen_n, event.n);
       }

@@ -181,6 +181,17 @@ test("receipts come from the member list and rise with the pushes", async () => 
   assert.deepEqual(seen(), ["Bob"]);
 });
 
+test("who sends has seen what was there", async () => {
+  const page = await Page.open([aRoom("a", 1)], "a", { a: { from: 1 } });
+  await page.answer("members", {
+    members: [{ user: "u1", name: "Ada", role: "member", joined_seq: 1 }, { user: "u2", name: "Bob", role: "member", joined_seq: 1, delivered: 0, seen: 0 }],
+    count: 2,
+    more: false,
+  });
+  await page.say({ event: anEvent("a", 2, { sender: "u2" }) });
+  assert.deepEqual(page.store.receipts(page.room("a"), 1)?.seen.map((m) => m.name), ["Bob"]);
+});
+
 test("the door: public rooms may be joined, unseen ones are not there, joining leads in", async () => {
   for (const [code, state] of [[123, "public"], [102, "unknown"], [108, "failed"]] as const) {
     const page = new Page();
