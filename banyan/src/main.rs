@@ -5,6 +5,7 @@ mod config;
 mod data_dir;
 mod failure;
 mod healthcheck;
+mod heap;
 mod log_queue;
 mod metrics;
 mod node;

@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
 use crate::failure::{Exit, Failure, words};
+use crate::heap::{self, Heap};
 use crate::metrics::{Metrics, UPKEEP_INTERVAL};
 use crate::node::Node;
 use crate::ops::{self, Ops};
@@ -111,15 +112,19 @@ async fn join(task: JoinHandle<()>) {
     }
 }
 
-/// Folds histogram samples into their buckets now and then.
+/// Folds histogram samples into their buckets now and then, and gives memory back after a burst.
 async fn upkeep(metrics: Metrics, stop: CancellationToken) {
     let mut ticks = interval(UPKEEP_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut looks = interval(heap::LOOK_EVERY);
+    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut heap = Heap::default();
     loop {
         tokio::select! {
             biased;
             () = stop.cancelled() => return,
             _ = ticks.tick() => metrics.upkeep(),
+            _ = looks.tick() => heap.look(),
         }
     }
 }
