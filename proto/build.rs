@@ -35,7 +35,7 @@ const REQUESTS: [&str; 18] = [
 ];
 
 /// Repeated fields that docs/protocol.md marks with `?`: absent, null and empty are the same.
-const OPTIONAL_LISTS: [&str; 3] = ["Send.mentions", "CreateRoom.members", "Message.mentions"];
+const OPTIONAL_LISTS: [&str; 2] = ["Send.mentions", "CreateRoom.members"];
 
 /// Byte fields that hold one JSON value and appear as that value.
 const RAW_JSON: [&str; 2] = ["Send.data", "Message.data"];

@@ -52,6 +52,23 @@ fn the_committed_example_is_the_one_that_genconfig_prints() {
     );
 }
 
+/// By its name alone, in the code that wires the node: enough to catch a key that nothing reads.
+#[test]
+fn every_key_is_read_by_somebody() {
+    let readers = [include_str!("../node.rs"), include_str!("../serve.rs"), include_str!("../telemetry.rs")];
+    for section in Config::default().sections() {
+        for key in section.keys() {
+            let field = format!(".{}", key.name);
+            let is_read = readers.iter().any(|text| {
+                text.match_indices(&field).any(|(at, _)| {
+                    !text[at + field.len()..].starts_with(|c: char| c.is_ascii_alphanumeric() || c == '_')
+                })
+            });
+            assert!(is_read, "{}.{} is a key that nothing reads", section.name(), key.name);
+        }
+    }
+}
+
 #[test]
 fn the_example_loads_and_is_the_defaults() {
     let loaded = load_all(Some(&example()), &[], &[]).unwrap();
