@@ -45,8 +45,9 @@ use crate::{page, token_cmd};
 
 /// Batches that may wait for a link or a worker's control. A batch is what one turn of a worker produced.
 const QUEUE: usize = 1_024;
-/// Buckets of the HTTP part's rate limits.
-const BUCKETS: usize = 1 << 14;
+/// Cells of the table of users' send rates, eight bytes each; two users of one cell share its rate. Of 18,000 users at
+/// once one in fifteen meets another, who must send as well to be noticed.
+const BUCKETS: usize = 1 << 18;
 /// Bytes that the kernel may hold unsent for one socket.
 const UNSENT_BYTES: u32 = 16 << 10;
 /// How long clients may take to leave by themselves before they are told to go: on one node there is nowhere else to go.
@@ -123,6 +124,7 @@ impl Node {
 
         let accounts = accounts(config, account_store)?;
         let started = Instant::now();
+        let rates = Arc::new(Buckets::new(BUCKETS, sends(config)));
         let backend_link = LinkId(u16::try_from(workers).unwrap_or(u16::MAX));
         let backend = Backend::new(
             backend::Options::new(backend_link),
@@ -149,7 +151,7 @@ impl Node {
         let router = http::router(http::State {
             accounts: accounts.clone(),
             backend: backend.clone(),
-            sends: Arc::new(Buckets::new(BUCKETS, sends(config))),
+            sends: Arc::clone(&rates),
             started,
             limits: command_limits(config),
             allowed_origins: door.origins.clone(),
@@ -194,7 +196,12 @@ impl Node {
                 aside: aside.clone(),
                 http: handovers.clone(),
             };
-            node.start_worker(number, gateway_options(config, number, workers, nonce, &door), deps, shard)?;
+            node.start_worker(
+                number,
+                gateway_options(config, number, workers, nonce, &door, &rates, started),
+                deps,
+                shard,
+            )?;
         }
         if let Some(inbox) = inboxes.next() {
             node.backend = tokio::spawn(backend.run(inbox, node.stop_backend.clone()));
@@ -411,6 +418,8 @@ fn gateway_options(
     workers: usize,
     nonce: u32,
     door: &Door,
+    rates: &Arc<Buckets>,
+    begun: Instant,
 ) -> worker::Options {
     let ms = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
     let (gateway, limits) = (&config.gateway, &config.limits);
@@ -427,7 +436,7 @@ fn gateway_options(
             auth_deadline_ms: ms(gateway.auth_timeout),
             slow_deadline_ms: ms(gateway.progress_deadline),
             subscriptions: limits.subscriptions as usize,
-            sends: sends(config),
+            sends: Arc::clone(rates),
             sends_per_s: limits.sends_per_s,
             frame_bytes: limits.frame_bytes as u32,
             fragments: 16,
@@ -440,6 +449,7 @@ fn gateway_options(
         accepts: Rate::per_second(accepts, accepts),
         unsent_bytes: UNSENT_BYTES,
         drain_window: DRAIN_WINDOW,
+        begun,
         drain_deadline: config.server.drain_deadline / 2,
     }
 }

@@ -112,6 +112,8 @@ pub struct Options {
     pub drain_window: Duration,
     /// When a drain ends whatever is left.
     pub drain_deadline: Duration,
+    /// What the worker's milliseconds count from: one moment for all who share rate limits.
+    pub begun: Instant,
 }
 
 /// What a worker is connected to.
@@ -165,7 +167,6 @@ impl Worker {
         let registry = poll.registry().try_clone()?;
         let mut listener = mio::net::TcpListener::from_std(deps.listener.try_clone()?);
         listener.register(&registry, LISTENER, Interest::READABLE)?;
-        let begun = Instant::now();
         let now = Now { ms: 1, unix: unix_ms() };
         Ok(Self {
             core: Core::new(options.core.clone(), deps.shards.len(), deps.route, now),
@@ -182,7 +183,7 @@ impl Worker {
             sockets: Sockets::default(),
             again: Vec::new(),
             buffer: vec![0; READ_BYTES].into_boxed_slice(),
-            begun,
+            begun: options.begun,
             published: Published::new(number),
             metrics_at: 0,
             shard_full: false,

@@ -26,7 +26,7 @@ use banyan_proto::v1::server_frame::Body;
 use hashbrown::HashMap;
 use smallvec::SmallVec;
 
-use crate::bucket::{Bucket, Rate};
+use crate::bucket::Buckets;
 use crate::command::{self, Checked};
 use crate::connection::{Connection, Flight, NOBODY, Out, Phase, Place};
 use crate::dirty::DirtySet;
@@ -66,7 +66,7 @@ pub struct Options {
     /// Cursors of one connection.
     pub subscriptions: usize,
     /// Sends of one user, and what clients are told of it.
-    pub sends: Rate,
+    pub sends: Arc<Buckets>,
     pub sends_per_s: u32,
     pub frame_bytes: u32,
     pub fragments: u32,
@@ -148,7 +148,6 @@ pub struct Counters {
 struct User {
     person: Person,
     connections: SmallVec<[u32; 2]>,
-    bucket: Bucket,
 }
 
 /// Bytes queued for a connection beyond which nothing optional is added and no command is read until they are out.

@@ -14,7 +14,6 @@ use super::{
 };
 use smallvec::SmallVec;
 
-use crate::bucket::Bucket;
 use crate::command::{self, Checked};
 use crate::connection::{Flight, NOBODY, Pending, Phase, Place, Waiting, What};
 use crate::room::side_of;
@@ -146,11 +145,11 @@ impl Worker {
 
     fn room_command(&mut self, now: Now, index: u32, id: u64, room: RoomId, command: RoomCommand) {
         let Some(connection) = self.connections.get_mut(index) else { return };
-        let Some(user) = self.users.get_mut(connection.user) else { return };
+        let Some(user) = self.users.get(connection.user) else { return };
         let caller = user.person.clone();
         let what = match &command {
             RoomCommand::Send(send) => {
-                if let Err(retry_after_ms) = user.bucket.take(now.ms, self.options.sends) {
+                if let Err(retry_after_ms) = self.options.sends.take(caller.user.as_str(), now.ms) {
                     self.counters.rate_limited += 1;
                     let message = "sends come too fast; see limits.sends_per_s".to_owned();
                     let error = Code::TooManyRequests.error_retry_after(message, retry_after_ms);
@@ -270,11 +269,7 @@ impl Worker {
         let user = match self.user_ids.get(identity.person.user.as_str()) {
             Some(user) => *user,
             None => {
-                let entry = User {
-                    person: identity.person.clone(),
-                    connections: SmallVec::new(),
-                    bucket: Bucket::default(),
-                };
+                let entry = User { person: identity.person.clone(), connections: SmallVec::new() };
                 let Some(user) = self.users.insert(entry) else { return };
                 let name = identity.person.user.clone();
                 self.tell_user_channel(ToShard::UserOnline { user: name.clone() }, &name);

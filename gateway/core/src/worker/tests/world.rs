@@ -17,7 +17,7 @@ use banyan_proto::v1::server_frame::Body;
 use prost::Message as _;
 
 use super::super::{Effect, Identity, Now, Options, Sent, Wire, Worker};
-use crate::bucket::Rate;
+use crate::bucket::{Buckets, Rate};
 use crate::command;
 use crate::connection::{Phase, Place};
 use crate::room::{CursorState, PullState, side_of};
@@ -452,7 +452,7 @@ pub(super) fn options() -> Options {
         auth_deadline_ms: 10_000,
         slow_deadline_ms: 20_000,
         subscriptions: 1_000,
-        sends: Rate::per_second(50, 1_000_000),
+        sends: Arc::new(Buckets::new(1 << 10, Rate::per_second(50, 1_000_000))),
         sends_per_s: 50,
         frame_bytes: 64 << 10,
         fragments: 16,
