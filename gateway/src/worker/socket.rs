@@ -50,8 +50,12 @@ impl Socket {
 
     pub(crate) fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let Some(tls) = &mut self.tls else { return (&self.stream).write(bytes) };
-        let taken = tls.writer().write(bytes)?;
-        flush_tls(tls, &mut self.stream)?;
+        let mut taken = 0;
+        // Fewer than offered must mean that the kernel is full: only then does it tell when it takes bytes again.
+        while taken < bytes.len() && !tls.wants_write() {
+            taken += tls.writer().write(&bytes[taken..])?;
+            flush_tls(tls, &mut self.stream)?;
+        }
         if taken == 0 && !bytes.is_empty() { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(taken) }
     }
 
