@@ -642,6 +642,19 @@ fn a_room_is_created_once() {
 }
 
 #[test]
+fn links_learn_of_a_leave_that_no_event_tells() {
+    let mut bench = Bench::absent("r", Config::default());
+    bench.run("alice", create(RoomKind::Broadcast, &["bob", "carl"]));
+    bench.run("alice", send("a"));
+    bench.run("carl", RoomCommand::Subscribe);
+    let told = bench.run("bob", RoomCommand::Leave);
+    assert_eq!(told, "append [2 members] bob:none\n4: ok\nto bob: gone 123\n1: bob out at 2\n");
+    // The same of a removal, beside its event.
+    let told = bench.run("alice", RoomCommand::Remove { user: user("carl") });
+    assert!(told.ends_with("to carl: gone 123\n1: carl out at 3\n"), "{told}");
+}
+
+#[test]
 fn broadcasts_only_count_their_readers() {
     let mut bench = Bench::absent("r", Config::default());
     let made = bench.run("alice", create(RoomKind::Broadcast, &["bob"]));
