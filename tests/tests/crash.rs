@@ -35,13 +35,13 @@ async fn crash(kills: u32, shim: bool, plant_no_fsync: bool) -> Report {
 
 #[tokio::test]
 async fn nothing_acked_is_lost_by_kill_9() {
-    let report = crash(4, false, false).await;
+    let report = crash(10, false, false).await;
     assert!(report.violations.is_empty(), "{:#?}", report.violations);
 }
 
 #[tokio::test]
 async fn nothing_acked_is_lost_by_a_power_cut() {
-    let report = crash(4, true, false).await;
+    let report = crash(10, true, false).await;
     assert!(report.violations.is_empty(), "{:#?}", report.violations);
 }
 
