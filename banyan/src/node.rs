@@ -6,7 +6,7 @@
 //! beside them (HTTP, accounts, the ops port) runs on the runtime that starts the node.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
@@ -186,7 +186,6 @@ impl Node {
             let Some(inbox) = inboxes.next() else { break };
             let deps = Deps {
                 link: LinkId(u16::try_from(number).unwrap_or(u16::MAX)),
-                listener,
                 shards: owners.senders().to_vec(),
                 route,
                 inbox,
@@ -199,6 +198,7 @@ impl Node {
             node.start_worker(
                 number,
                 gateway_options(config, number, workers, nonce, &door, &rates, started),
+                listener,
                 deps,
                 shard,
             )?;
@@ -214,6 +214,7 @@ impl Node {
         &mut self,
         number: usize,
         options: worker::Options,
+        listener: TcpListener,
         deps: Deps,
         shard: banyan_shard::Worker,
     ) -> Result<(), Failure> {
@@ -234,7 +235,7 @@ impl Node {
                     shard.run(drain_shard).await;
                     shard_ended.send(()).ok();
                 });
-                let ended = match worker::Worker::new(options, deps) {
+                let ended = match worker::Worker::new(options, listener, deps) {
                     Ok(gateway) => gateway.run(drain_gateway).await,
                     Err(error) => Err(error),
                 };

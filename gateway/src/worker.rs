@@ -120,7 +120,6 @@ pub struct Options {
 #[derive(Debug)]
 pub struct Deps {
     pub link: LinkId,
-    pub listener: TcpListener,
     /// One queue for each shard worker.
     pub shards: Vec<mpsc::Sender<ToShardBatch>>,
     /// The shard worker of a room.
@@ -161,11 +160,11 @@ pub struct Worker {
 
 impl Worker {
     /// Must be called on the runtime that will run it.
-    pub fn new(options: Options, deps: Deps) -> io::Result<Self> {
+    pub fn new(options: Options, listener: TcpListener, deps: Deps) -> io::Result<Self> {
         let number = usize::from(options.core.worker);
         let poll = Poll::new()?;
         let registry = poll.registry().try_clone()?;
-        let mut listener = mio::net::TcpListener::from_std(deps.listener.try_clone()?);
+        let mut listener = mio::net::TcpListener::from_std(listener);
         listener.register(&registry, LISTENER, Interest::READABLE)?;
         let now = Now { ms: 1, unix: unix_ms() };
         Ok(Self {
