@@ -94,7 +94,7 @@ fn route(room: &str, workers: usize) -> usize {
 impl Node {
     /// Opens the store, binds, starts every thread. Must be called on the runtime that serves HTTP.
     pub(crate) fn start(config: &Config) -> Result<Self, Failure> {
-        let workers = config.gateway.workers.map_or_else(cores, |workers| workers as usize);
+        let workers = config.gateway.workers.map_or_else(default_workers, |workers| workers as usize);
         let door = door(config)?;
         let listeners = listener::bind(config.server.listen, workers)
             .map_err(|error| crate::serve::cannot_listen(config.server.listen, "--listen", &error))?;
@@ -326,6 +326,11 @@ fn cannot(what: &str, error: &io::Error) -> Failure {
 
 fn cores() -> usize {
     thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// One for each core, as far as their numbers go: they are a byte of what names a connection.
+fn default_workers() -> usize {
+    cores().min(256)
 }
 
 /// Random bits of this run.
