@@ -90,11 +90,13 @@ impl Greeting {
         }
     }
 
-    /// Reads exactly a PROXY header, which TLS bytes may follow.
+    /// Reads exactly a PROXY header (or what is left of one that came in pieces), which TLS bytes may follow.
     fn peek_proxy(&mut self, scratch: &mut [u8]) -> io::Result<usize> {
-        let seen = self.socket.stream.peek(&mut scratch[..proxy::HEADER_MAX])?;
-        let taken = match proxy::parse(&scratch[..seen]) {
-            proxy::Parsed::Complete { len, .. } => len,
+        let had = self.buffer.len();
+        scratch[..had].copy_from_slice(&self.buffer);
+        let seen = self.socket.stream.peek(&mut scratch[had..had + proxy::HEADER_MAX])?;
+        let taken = match proxy::parse(&scratch[..had + seen]) {
+            proxy::Parsed::Complete { len, .. } => len - had,
             // What is wrong or too short shows in the same way when it is read.
             proxy::Parsed::Partial | proxy::Parsed::Bad(_) => seen,
         };
