@@ -14,6 +14,9 @@ use rustls::ServerConnection;
 /// Ciphertext that may wait in front of a full socket.
 pub(crate) const TLS_BUFFER: usize = 64 << 10;
 
+/// Reads of a socket that ends, to throw away what it still has.
+const UNREAD_READS: usize = 4;
+
 #[derive(Debug)]
 pub(crate) struct Socket {
     pub(crate) stream: TcpStream,
@@ -24,12 +27,16 @@ pub(crate) struct Socket {
     pub(crate) unauthenticated: bool,
     /// Whose it is, as it is counted.
     pub(crate) user: Option<UserId>,
+    /// The kernel has told that the client sends no more; what it has sent may not all be read.
+    pub(crate) ending: bool,
 }
 
 impl Socket {
     /// Reads what is there. `Ok(0)`: the peer has ended.
     pub(crate) fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let Some(tls) = &mut self.tls else { return (&self.stream).read(buffer) };
+        // Before the upgrade nothing else goes on with a handshake that the kernel had no room for.
+        flush_tls(tls, &mut self.stream)?;
         loop {
             match tls.reader().read(buffer) {
                 Ok(0) => return Ok(0),
@@ -66,13 +73,22 @@ impl Socket {
         Ok(!tls.wants_write())
     }
 
-    /// Ends the connection; what the kernel has is still sent.
-    pub(crate) fn end(&mut self) {
+    /// Ends the connection; what the kernel has is still sent, what has come is thrown away. True when the other side
+    /// has ended too.
+    pub(crate) fn end(&mut self, scratch: &mut [u8]) -> bool {
         if let Some(tls) = &mut self.tls {
             tls.send_close_notify();
             drop(flush_tls(tls, &mut self.stream));
         }
         drop(self.stream.shutdown(Shutdown::Write));
+        for _ in 0..UNREAD_READS {
+            match (&self.stream).read(scratch) {
+                Ok(0) => return true,
+                Ok(_) => {}
+                Err(error) => return error.kind() != io::ErrorKind::WouldBlock,
+            }
+        }
+        false
     }
 }
 
