@@ -450,7 +450,7 @@ impl Worker {
             return;
         }
         let deadline = now.ms + self.options.handshake_deadline_ms;
-        let mut greeting = Greeting::new(socket, peer, &self.options.door);
+        let mut greeting = Greeting::new(socket, peer, deadline, &self.options.door);
         if let Some(tls) = self.options.door.tls.as_ref().filter(|_| !self.options.door.proxy_protocol)
             && !matches!(greeting.secure(tls), Next::Wait)
         {
@@ -591,7 +591,8 @@ impl Worker {
     fn give_up_greetings(&mut self, now: Now) {
         while let Some((deadline, key)) = self.greeting_deadlines.front().copied() {
             // Those that are done leave a hole, which costs nothing when its time comes; a front hole goes at once.
-            let alive = self.greetings.get_key(key).is_some();
+            // The deadline is a part of the name: behind a slow front one place may be used more often than its key tells.
+            let alive = self.greetings.get_key(key).is_some_and(|greeting| greeting.deadline == deadline);
             if alive && deadline > now.ms {
                 return;
             }

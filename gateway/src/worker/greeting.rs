@@ -29,6 +29,8 @@ pub struct Door {
 pub(crate) struct Greeting {
     pub(crate) socket: Socket,
     pub(crate) peer: SocketAddr,
+    /// In the worker's milliseconds.
+    pub(crate) deadline: u64,
     proxied: bool,
     secured: bool,
     buffer: Vec<u8>,
@@ -56,8 +58,9 @@ pub(crate) enum Next {
 }
 
 impl Greeting {
-    pub(crate) fn new(socket: Socket, peer: SocketAddr, door: &Door) -> Self {
-        Self { socket, peer, proxied: !door.proxy_protocol, secured: door.tls.is_none(), buffer: Vec::new() }
+    pub(crate) fn new(socket: Socket, peer: SocketAddr, deadline: u64, door: &Door) -> Self {
+        let (proxied, secured) = (!door.proxy_protocol, door.tls.is_none());
+        Self { socket, peer, deadline, proxied, secured, buffer: Vec::new() }
     }
 
     /// The socket has something to read. `scratch` is the worker's read buffer.
@@ -79,7 +82,10 @@ impl Greeting {
                 Ok(0) => return Next::Gone,
                 Ok(read) => self.buffer.extend_from_slice(&scratch[..read]),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Next::Wait,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                // Of TLS: much came and nothing of it is a request.
+                Err(error) if error.kind() == io::ErrorKind::Interrupted && self.socket.tls.is_none() => {
+                    continue;
+                }
                 Err(_) => return Next::Gone,
             }
             match self.judge(door) {

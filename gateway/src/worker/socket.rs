@@ -14,6 +14,9 @@ use rustls::ServerConnection;
 /// Ciphertext that may wait in front of a full socket.
 pub(crate) const TLS_BUFFER: usize = 64 << 10;
 
+/// Reads in which TLS may say nothing, before others get their turn: a client that sends empty records, faster than they
+/// are taken, would keep the worker for itself. A record needs four or five.
+const TLS_READS: usize = 64;
 /// Reads of a socket that ends, to throw away what it still has.
 const UNREAD_READS: usize = 4;
 
@@ -32,12 +35,12 @@ pub(crate) struct Socket {
 }
 
 impl Socket {
-    /// Reads what is there. `Ok(0)`: the peer has ended.
+    /// Reads what is there. `Ok(0)`: the peer has ended. Interrupted: there is more, and nothing of it was data yet.
     pub(crate) fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let Some(tls) = &mut self.tls else { return (&self.stream).read(buffer) };
         // Before the upgrade nothing else goes on with a handshake that the kernel had no room for.
         flush_tls(tls, &mut self.stream)?;
-        loop {
+        for _ in 0..TLS_READS {
             match tls.reader().read(buffer) {
                 Ok(0) => return Ok(0),
                 Ok(read) => return Ok(read),
@@ -53,6 +56,7 @@ impl Socket {
                 return Ok(0);
             }
         }
+        Err(io::ErrorKind::Interrupted.into())
     }
 
     pub(crate) fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
