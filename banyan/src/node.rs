@@ -6,7 +6,7 @@
 //! beside them (HTTP, accounts, the ops port) runs on the runtime that starts the node.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
@@ -94,7 +94,7 @@ fn route(room: &str, workers: usize) -> usize {
 impl Node {
     /// Opens the store, binds, starts every thread. Must be called on the runtime that serves HTTP.
     pub(crate) fn start(config: &Config) -> Result<Self, Failure> {
-        let workers = config.gateway.workers.map_or_else(cores, |workers| workers as usize);
+        let workers = config.gateway.workers.map_or_else(default_workers, |workers| workers as usize);
         let door = door(config)?;
         let listeners = listener::bind(config.server.listen, workers)
             .map_err(|error| crate::serve::cannot_listen(config.server.listen, "--listen", &error))?;
@@ -186,7 +186,6 @@ impl Node {
             let Some(inbox) = inboxes.next() else { break };
             let deps = Deps {
                 link: LinkId(u16::try_from(number).unwrap_or(u16::MAX)),
-                listener,
                 shards: owners.senders().to_vec(),
                 route,
                 inbox,
@@ -199,6 +198,7 @@ impl Node {
             node.start_worker(
                 number,
                 gateway_options(config, number, workers, nonce, &door, &rates, started),
+                listener,
                 deps,
                 shard,
             )?;
@@ -214,6 +214,7 @@ impl Node {
         &mut self,
         number: usize,
         options: worker::Options,
+        listener: TcpListener,
         deps: Deps,
         shard: banyan_shard::Worker,
     ) -> Result<(), Failure> {
@@ -234,7 +235,7 @@ impl Node {
                     shard.run(drain_shard).await;
                     shard_ended.send(()).ok();
                 });
-                let ended = match worker::Worker::new(options, deps) {
+                let ended = match worker::Worker::new(options, listener, deps) {
                     Ok(gateway) => gateway.run(drain_gateway).await,
                     Err(error) => Err(error),
                 };
@@ -325,6 +326,11 @@ fn cannot(what: &str, error: &io::Error) -> Failure {
 
 fn cores() -> usize {
     thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// One for each core, as far as their numbers go: they are a byte of what names a connection.
+fn default_workers() -> usize {
+    cores().min(256)
 }
 
 /// Random bits of this run.

@@ -50,7 +50,10 @@ fn start(config: &mut Config, for_people: bool) -> Result<(), Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime
         .map_err(|error| Failure::new(Exit::Unavailable, format!("cannot start: {}", words(&error))))?;
-    runtime.block_on(node(config, metrics, for_people))
+    let ended = runtime.block_on(node(config, metrics, for_people));
+    // Dropped, it would wait for what blocks a thread: beyond the drain deadline, and deaf to signals.
+    runtime.shutdown_background();
+    ended
 }
 
 /// Binds, says where to open the page, waits for a signal, drains.

@@ -5,15 +5,20 @@
 use std::io::{self, Read as _, Write as _};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use rustls::ServerConnection;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::http::{Connection, Handle, Io, Stream};
-use crate::worker::{Guard, Handover};
+use crate::worker::{Guard, Handover, TOO_MUCH_HTTP};
+
+/// For the answer to a connection that there is no room for.
+const REFUSAL_DEADLINE: Duration = Duration::from_secs(1);
 
 /// Carries connections over until the drain. Runs on the HTTP server's runtime.
 pub async fn run(mut from: mpsc::Receiver<Handover>, to: Handle, drain: CancellationToken) {
@@ -36,10 +41,27 @@ pub async fn run(mut from: mpsc::Receiver<Handover>, to: Handle, drain: Cancella
             Some(tls) => Box::new(Guarded { io: Tls { stream, tls }, _guard: guard }),
         };
         let stream = Stream::Other(stream);
-        if to.give(Connection { stream, prefix: prefix.into(), peer: client }).is_err() {
+        if let Err(connection) = to.give(Connection { stream, prefix: prefix.into(), peer: client }) {
             metrics::counter!("banyan_gateway_refused_total", "status" => "503").increment(1);
+            if let Stream::Other(stream) = connection.stream {
+                // As many at once as connections are admitted, each for a second at most.
+                tokio::spawn(refuse(stream));
+            }
         }
     }
+}
+
+/// Answers 503; what the client sends meanwhile is read, so that no reset overtakes the answer.
+async fn refuse(mut stream: Box<dyn Io>) {
+    let answer = async {
+        stream.write_all(&TOO_MUCH_HTTP.response()).await?;
+        stream.shutdown().await?;
+        let mut scratch = [0; 1_024];
+        while stream.read(&mut scratch).await? > 0 {}
+        Ok::<_, io::Error>(())
+    };
+    // Clients that are gone or slow have had their chance.
+    drop(timeout(REFUSAL_DEADLINE, answer).await);
 }
 
 /// A stream that gives its place back when it is dropped.
@@ -174,5 +196,23 @@ impl AsyncWrite for Tls {
         self.tls.send_close_notify();
         ready!(self.poll_out(context))?;
         Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_refused_connection_is_told_and_let_go() {
+        let (mut client, server) = tokio::io::duplex(4_096);
+        let refusing = tokio::spawn(refuse(Box::new(server)));
+        client.write_all(b"POST / HTTP/1.1\r\n\r\nand a body").await.unwrap();
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 503") && answer.contains("Retry-After"), "{answer}");
+        // It does not end, and is not waited for.
+        refusing.await.unwrap();
+        assert!(client.write_all(b"more").await.is_err());
     }
 }

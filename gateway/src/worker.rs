@@ -47,10 +47,16 @@ use socket::{Socket, Sockets};
 const READ_BYTES: usize = 64 << 10;
 /// Readiness that one call fetches.
 const EVENTS: usize = 1_024;
+/// Times that one turn fetches: above, what it has is sent first, however much more comes in.
+const POLL_ROUNDS: usize = 8;
 /// Sockets accepted in one turn.
 const ACCEPTS: usize = 64;
 /// Batches taken from the inbox in one turn.
 const INBOX_TURN: usize = 256;
+/// How long a client has to read the last that we said before its socket is closed.
+const LINGER_MS: u64 = 1_000;
+/// Sockets that wait for that. They count as closed: few, so that they fit into the files kept for other things.
+const LINGERING: usize = 32;
 const METRICS_MS: u64 = 1_000;
 /// How soon a message that a shard's queue had no room for is offered again, and a drain looks how far it is.
 const AGAIN: Duration = Duration::from_millis(2);
@@ -58,6 +64,8 @@ const AGAIN: Duration = Duration::from_millis(2);
 /// Tokens: connections by their index, then greetings, then the listener.
 const GREETINGS: usize = 1 << 24;
 const LISTENER: Token = Token(1 << 28);
+
+pub(crate) const TOO_MUCH_HTTP: Refusal = Refusal::overloaded("too many HTTP requests", 1_000);
 
 /// What a worker is told from outside the shards. Bounded by the commands and sockets that are under way.
 #[derive(Debug)]
@@ -89,12 +97,15 @@ pub struct Handover {
 #[derive(Debug)]
 pub struct Guard {
     admission: Arc<Admission>,
-    address: IpAddr,
+    /// None when it is not counted.
+    address: Option<IpAddr>,
 }
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        self.admission.leave_address(self.address);
+        if let Some(address) = self.address {
+            self.admission.leave_address(address);
+        }
         self.admission.closed();
     }
 }
@@ -120,7 +131,6 @@ pub struct Options {
 #[derive(Debug)]
 pub struct Deps {
     pub link: LinkId,
-    pub listener: TcpListener,
     /// One queue for each shard worker.
     pub shards: Vec<mpsc::Sender<ToShardBatch>>,
     /// The shard worker of a room.
@@ -152,6 +162,10 @@ pub struct Worker {
     sockets: Sockets,
     /// Connections that have more to read than one bufferful, or may read again.
     again: Vec<u32>,
+    /// The last turn left readiness that it had no time for.
+    unpolled: bool,
+    /// Sockets that we have ended and the client has not, oldest first, with when they are closed.
+    lingering: VecDeque<(u64, mio::net::TcpStream)>,
     buffer: Box<[u8]>,
     begun: Instant,
     published: Published,
@@ -161,11 +175,11 @@ pub struct Worker {
 
 impl Worker {
     /// Must be called on the runtime that will run it.
-    pub fn new(options: Options, deps: Deps) -> io::Result<Self> {
+    pub fn new(options: Options, listener: TcpListener, deps: Deps) -> io::Result<Self> {
         let number = usize::from(options.core.worker);
         let poll = Poll::new()?;
         let registry = poll.registry().try_clone()?;
-        let mut listener = mio::net::TcpListener::from_std(deps.listener.try_clone()?);
+        let mut listener = mio::net::TcpListener::from_std(listener);
         listener.register(&registry, LISTENER, Interest::READABLE)?;
         let now = Now { ms: 1, unix: unix_ms() };
         Ok(Self {
@@ -182,6 +196,8 @@ impl Worker {
             greeting_deadlines: VecDeque::new(),
             sockets: Sockets::default(),
             again: Vec::new(),
+            unpolled: false,
+            lingering: VecDeque::new(),
             buffer: vec![0; READ_BYTES].into_boxed_slice(),
             begun: options.begun,
             published: Published::new(number),
@@ -209,7 +225,7 @@ impl Worker {
                     return Ok(());
                 }
             }
-            if self.core.has_work() || !self.again.is_empty() || self.core.has_effects() {
+            if self.core.has_work() || !self.again.is_empty() || self.unpolled || self.core.has_effects() {
                 // Other tasks of this thread (the shard worker) and the driver get their turn.
                 tokio::task::yield_now().await;
                 continue;
@@ -259,6 +275,7 @@ impl Worker {
             self.core.tick(now);
         }
         self.give_up_greetings(now);
+        self.close_lingering(now);
         self.perform(now);
         self.hand_over();
         self.core.sweep(now, &mut self.sockets);
@@ -286,6 +303,9 @@ impl Worker {
         if let Some(again) = self.accept_again_at {
             at = at.min(again);
         }
+        if let Some((close_at, _)) = self.lingering.front() {
+            at = at.min(*close_at);
+        }
         let mut wait = Duration::from_millis(at.saturating_sub(now.ms));
         if self.shard_full || !matches!(state, Draining::No) {
             wait = wait.min(AGAIN);
@@ -299,7 +319,8 @@ impl Worker {
         for index in std::mem::take(&mut self.again) {
             self.read(now, index);
         }
-        loop {
+        self.unpolled = true;
+        for _ in 0..POLL_ROUNDS {
             let mut events = std::mem::replace(&mut self.events, Events::with_capacity(0));
             match self.poll.get_mut().poll(&mut events, Some(Duration::ZERO)) {
                 Ok(()) => {}
@@ -321,17 +342,20 @@ impl Worker {
                             self.writable(now, index);
                         }
                         if event.is_readable() || event.is_read_closed() || event.is_error() {
-                            self.read(now, index);
-                            if event.is_read_closed() && !self.again.contains(&index) {
-                                // The end shows in a read of its own.
-                                self.again.push(index);
+                            if event.is_read_closed()
+                                && let Some(socket) = self.sockets.get_mut(index)
+                            {
+                                // It shows in a read of its own, perhaps of a connection that is not read now.
+                                socket.ending = true;
                             }
+                            self.read(now, index);
                         }
                     }
                 }
             }
             self.events = events;
             if count < EVENTS {
+                self.unpolled = false;
                 break;
             }
         }
@@ -349,13 +373,15 @@ impl Worker {
         match socket.read(&mut self.buffer) {
             Ok(0) => self.core.lost(index),
             Ok(read) => {
-                // A short read has emptied the socket; TLS may hold more than it gave.
-                if read == self.buffer.len() || socket.tls.is_some() {
+                // A short read has emptied the socket; TLS may hold more than it gave, and an end that was told of is
+                // told of no more.
+                if read == self.buffer.len() || socket.tls.is_some() || socket.ending {
                     self.again.push(index);
                 }
                 self.core.received(now, index, &mut self.buffer[..read]);
             }
-            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => self.again.push(index),
             Err(_) => self.core.lost(index),
         }
     }
@@ -389,9 +415,17 @@ impl Worker {
                     }
                     self.welcome(now, stream, peer);
                 }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.accepting.give_back(self.options.accepts);
+                    return;
+                }
+                Err(error)
+                    if matches!(
+                        error.kind(),
+                        io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted
+                    ) => {}
                 Err(error) => {
+                    self.accepting.give_back(self.options.accepts);
                     // Out of descriptors or memory: what is there goes on, new sockets wait a moment.
                     tracing::warn!(%error, "cannot accept a connection");
                     self.accept_again_at = Some(now.ms + 100);
@@ -405,9 +439,9 @@ impl Worker {
 
     fn welcome(&mut self, now: Now, stream: mio::net::TcpStream, peer: SocketAddr) {
         let address = peer.ip();
-        let socket = Socket { stream, tls: None, address, unauthenticated: true, user: None };
+        let socket = Socket { stream, tls: None, address, unauthenticated: true, user: None, ending: false };
         if let Err(refusal) = self.deps.admission.open() {
-            self.refuse(socket, &refusal);
+            self.refuse(now, socket, &refusal);
             return;
         }
         if let Err(error) = self.prepare(&socket.stream) {
@@ -416,7 +450,7 @@ impl Worker {
             return;
         }
         let deadline = now.ms + self.options.handshake_deadline_ms;
-        let mut greeting = Greeting::new(socket, peer, &self.options.door);
+        let mut greeting = Greeting::new(socket, peer, deadline, &self.options.door);
         if let Some(tls) = self.options.door.tls.as_ref().filter(|_| !self.options.door.proxy_protocol)
             && !matches!(greeting.secure(tls), Next::Wait)
         {
@@ -468,12 +502,12 @@ impl Worker {
             Next::Wait => {}
             Next::Gone => self.release_greeting(),
             Next::Refuse(refusal) => {
-                self.refuse(socket, &refusal);
+                self.refuse(now, socket, &refusal);
                 self.release_greeting();
             }
             Next::Upgrade { format, response, client, mut rest } => {
                 if let Err(refusal) = self.deps.admission.enter_address(client) {
-                    self.refuse(socket, &refusal);
+                    self.refuse(now, socket, &refusal);
                     self.release_greeting();
                     return;
                 }
@@ -486,6 +520,8 @@ impl Worker {
                     socket.stream.reregister(&self.registry, token, interest).is_ok()
                 });
                 let Some(index) = upgraded else {
+                    // Every place is taken, or the server is stopping.
+                    self.refuse(now, socket, &Refusal::overloaded("no place for this connection", 1_000));
                     self.deps.admission.leave_address(client);
                     self.release_greeting();
                     return;
@@ -496,45 +532,73 @@ impl Worker {
                 self.again.push(index);
             }
             Next::Http { client, prefix } => {
-                if let Err(refusal) = self.deps.admission.enter_address(client) {
-                    self.refuse(socket, &refusal);
+                // A trusted proxy's connections carry the requests of many clients.
+                let trusted = self.options.door.trusted_proxies.iter().any(|net| net.contains(client));
+                let counted = (!trusted).then_some(client);
+                if let Some(client) = counted
+                    && let Err(refusal) = self.deps.admission.enter_address(client)
+                {
+                    self.refuse(now, socket, &refusal);
                     self.release_greeting();
                     return;
                 }
                 self.deps.admission.no_longer_unauthenticated();
-                let guard = Guard { admission: Arc::clone(&self.deps.admission), address: client };
+                let guard = Guard { admission: Arc::clone(&self.deps.admission), address: counted };
                 drop(socket.stream.deregister(&self.registry));
-                match self.deps.http.try_reserve() {
-                    Ok(permit) => permit.send(Handover {
+                match self.deps.http.clone().try_reserve_owned() {
+                    Ok(permit) => drop(permit.send(Handover {
                         stream: socket.stream.into(),
                         tls: socket.tls,
                         prefix,
                         client,
                         guard,
-                    }),
-                    Err(_) => self.refuse(socket, &Refusal::overloaded("too many HTTP requests", 1_000)),
+                    })),
+                    Err(_) => self.refuse(now, socket, &TOO_MUCH_HTTP),
                 }
             }
         }
     }
 
     /// Answers with a refusal, as far as the socket takes it at once.
-    fn refuse(&self, mut socket: Socket, refusal: &Refusal) {
+    fn refuse(&mut self, now: Now, mut socket: Socket, refusal: &Refusal) {
         self.published.refused(refusal.status);
-        drop(socket.write(&refusal.response()));
-        socket.end();
+        // Words before a TLS handshake would be noise to a client that speaks TLS.
+        if socket.tls.is_some() || self.options.door.tls.is_none() {
+            drop(socket.write(&refusal.response()));
+        }
+        self.let_go(now, socket);
+    }
+
+    /// Ends a socket. Closing it at once would make the kernel answer what the client still sends with a reset, which
+    /// may overtake the last that we said: so it stays for a moment, unread. When too many do, the oldest goes.
+    fn let_go(&mut self, now: Now, mut socket: Socket) {
+        drop(socket.stream.deregister(&self.registry));
+        if socket.end(&mut self.buffer) {
+            return;
+        }
+        if self.lingering.len() >= LINGERING {
+            self.lingering.pop_front();
+        }
+        self.lingering.push_back((now.ms + LINGER_MS, socket.stream));
+    }
+
+    fn close_lingering(&mut self, now: Now) {
+        while self.lingering.front().is_some_and(|(at, _)| *at <= now.ms) {
+            self.lingering.pop_front();
+        }
     }
 
     fn give_up_greetings(&mut self, now: Now) {
         while let Some((deadline, key)) = self.greeting_deadlines.front().copied() {
             // Those that are done leave a hole, which costs nothing when its time comes; a front hole goes at once.
-            let alive = self.greetings.get_key(key).is_some();
+            // The deadline is a part of the name: behind a slow front one place may be used more often than its key tells.
+            let alive = self.greetings.get_key(key).is_some_and(|greeting| greeting.deadline == deadline);
             if alive && deadline > now.ms {
                 return;
             }
             self.greeting_deadlines.pop_front();
             if alive && let Some(greeting) = self.greetings.remove(key.index) {
-                self.refuse(greeting.socket, &Refusal::HEAD_TIMEOUT);
+                self.refuse(now, greeting.socket, &Refusal::HEAD_TIMEOUT);
                 self.release_greeting();
             }
         }
@@ -604,16 +668,14 @@ impl Worker {
                         self.deps.aside.carry_out(self.number, connection, id, person, command);
                     }
                     Effect::Resume { connection } => self.read(now, connection),
-                    Effect::Drop { connection } => self.drop_socket(connection),
+                    Effect::Drop { connection } => self.drop_socket(now, connection),
                 }
             }
         }
     }
 
-    fn drop_socket(&mut self, index: u32) {
-        let Some(mut socket) = self.sockets.take(index) else { return };
-        drop(socket.stream.deregister(&self.registry));
-        socket.end();
+    fn drop_socket(&mut self, now: Now, index: u32) {
+        let Some(socket) = self.sockets.take(index) else { return };
         if socket.unauthenticated {
             self.deps.admission.no_longer_unauthenticated();
         }
@@ -622,6 +684,7 @@ impl Worker {
         }
         self.deps.admission.leave_address(socket.address);
         self.deps.admission.closed();
+        self.let_go(now, socket);
     }
 
     /// Gives each shard worker what waits for it. What its queue has no room for stays here, in order; what stays is

@@ -1,6 +1,8 @@
 //! TLS by the node itself: the page and a WebSocket over one certificate, with PROXY headers in front where they are
 //! asked for, and clear words about certificates that are none.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
@@ -78,10 +80,13 @@ fn everything_works(config: &Arc<ClientConfig>, address: SocketAddr, before: &[u
     for frame in [
         format!(r#"{{"id":1,"auth":{{"token":"{token}"}}}}"#),
         r#"{"id":2,"create_room":{"room":"tls","kind":"group"}}"#.to_owned(),
-        r#"{"id":3,"subscribe":{"rooms":[{"room":"tls","after":0}]}}"#.to_owned(),
     ] {
         socket.send(Message::text(frame)).unwrap();
     }
+    // What follows a `create_room` may overtake it.
+    while !socket.read().unwrap().into_text().unwrap().contains("\"create_room\"") {}
+    let subscribe = r#"{"id":3,"subscribe":{"rooms":[{"room":"tls","after":0}]}}"#;
+    socket.send(Message::text(subscribe)).unwrap();
     for number in 0..60 {
         let send = format!(
             r#"{{"id":{},"send":{{"room":"tls","client_msg_id":"{number}","text":"{text}"}}}}"#,
@@ -150,7 +155,21 @@ async fn a_proxy_header_stands_before_tls() {
     // Version 2, PROXY, TCP over IPv4, 12 bytes: 192.0.2.7:5000 to 192.0.2.1:443.
     let mut header = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\x00\x0c".to_vec();
     header.extend_from_slice(&[192, 0, 2, 7, 192, 0, 2, 1, 0x13, 0x88, 0x01, 0xbb]);
-    tokio::task::spawn_blocking(move || everything_works(&config, address, &header)).await.unwrap();
+    tokio::task::spawn_blocking(move || {
+        everything_works(&config, address, &header);
+        // In two pieces, the second of which comes together with the TLS hello.
+        let (first, second) = header.split_at(20);
+        let mut tls = connect(&config, address, first);
+        tls.sock.set_nodelay(true).unwrap();
+        std::thread::sleep(Duration::from_millis(50));
+        let mut hello = second.to_vec();
+        tls.conn.write_tls(&mut hello).unwrap();
+        tls.sock.write_all(&hello).unwrap();
+        let page = request(tls, "GET / HTTP/1.1", "");
+        assert!(page.starts_with("HTTP/1.1 200"), "{page}");
+    })
+    .await
+    .unwrap();
 }
 
 #[test]

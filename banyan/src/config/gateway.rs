@@ -9,7 +9,7 @@ section! {
     /// Connections: the threads that serve them, what they keep in memory, their clocks, and whom to believe.
     "gateway" struct Gateway {
         /// Threads that serve connections and rooms. "auto" is one per core.
-        workers: Option<u32> = None, AutoCount(1, 1024);
+        workers: Option<u32> = None, AutoCount(1, 256);
         /// Recent events of one room kept encoded for its readers; who falls further behind reads from the log.
         ring_bytes_per_room: u64 = MIB, Size(64 * KIB, GIB);
         /// The same for all rooms of one worker together; the oldest go first.

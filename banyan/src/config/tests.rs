@@ -229,9 +229,7 @@ fn wrong_values_in_the_file() {
     );
     check_file(
         "[gateway]\nworkers = []",
-        &[
-            "b.toml:2: gateway.workers = [] is not possible: must be \"auto\" or a whole number from 1 to 1024",
-        ],
+        &["b.toml:2: gateway.workers = [] is not possible: must be \"auto\" or a whole number from 1 to 256"],
     );
     check_file(
         "[accounts]\nsignup = \"maybe\"",

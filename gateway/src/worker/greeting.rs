@@ -29,6 +29,8 @@ pub struct Door {
 pub(crate) struct Greeting {
     pub(crate) socket: Socket,
     pub(crate) peer: SocketAddr,
+    /// In the worker's milliseconds.
+    pub(crate) deadline: u64,
     proxied: bool,
     secured: bool,
     buffer: Vec<u8>,
@@ -56,8 +58,9 @@ pub(crate) enum Next {
 }
 
 impl Greeting {
-    pub(crate) fn new(socket: Socket, peer: SocketAddr, door: &Door) -> Self {
-        Self { socket, peer, proxied: !door.proxy_protocol, secured: door.tls.is_none(), buffer: Vec::new() }
+    pub(crate) fn new(socket: Socket, peer: SocketAddr, deadline: u64, door: &Door) -> Self {
+        let (proxied, secured) = (!door.proxy_protocol, door.tls.is_none());
+        Self { socket, peer, deadline, proxied, secured, buffer: Vec::new() }
     }
 
     /// The socket has something to read. `scratch` is the worker's read buffer.
@@ -79,7 +82,10 @@ impl Greeting {
                 Ok(0) => return Next::Gone,
                 Ok(read) => self.buffer.extend_from_slice(&scratch[..read]),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Next::Wait,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                // Of TLS: much came and nothing of it is a request.
+                Err(error) if error.kind() == io::ErrorKind::Interrupted && self.socket.tls.is_none() => {
+                    continue;
+                }
                 Err(_) => return Next::Gone,
             }
             match self.judge(door) {
@@ -90,11 +96,13 @@ impl Greeting {
         }
     }
 
-    /// Reads exactly a PROXY header, which TLS bytes may follow.
+    /// Reads exactly a PROXY header (or what is left of one that came in pieces), which TLS bytes may follow.
     fn peek_proxy(&mut self, scratch: &mut [u8]) -> io::Result<usize> {
-        let seen = self.socket.stream.peek(&mut scratch[..proxy::HEADER_MAX])?;
-        let taken = match proxy::parse(&scratch[..seen]) {
-            proxy::Parsed::Complete { len, .. } => len,
+        let had = self.buffer.len();
+        scratch[..had].copy_from_slice(&self.buffer);
+        let seen = self.socket.stream.peek(&mut scratch[had..had + proxy::HEADER_MAX])?;
+        let taken = match proxy::parse(&scratch[..had + seen]) {
+            proxy::Parsed::Complete { len, .. } => len - had,
             // What is wrong or too short shows in the same way when it is read.
             proxy::Parsed::Partial | proxy::Parsed::Bad(_) => seen,
         };

@@ -14,6 +14,8 @@ pub(super) struct Published {
     greetings: Gauge,
     rooms: Gauge,
     ring_bytes: Gauge,
+    /// By status, those that there were.
+    refused: Vec<(u16, Counter)>,
 }
 
 /// Counters that are a plain name, and those of one name that differ by a label.
@@ -55,6 +57,7 @@ impl Published {
         }));
         Self {
             last: Counters::default(),
+            refused: Vec::new(),
             counters,
             connections: gauge!("banyan_gateway_connections", "worker" => worker.clone()),
             greetings: gauge!("banyan_gateway_greetings", "worker" => worker.clone()),
@@ -80,8 +83,12 @@ impl Published {
     }
 
     /// A connection was answered with this status instead of an upgrade.
-    #[expect(clippy::unused_self, reason = "kept beside the other metrics of the worker")]
-    pub(super) fn refused(&self, status: u16) {
-        counter!("banyan_gateway_refused_total", "status" => status.to_string()).increment(1);
+    pub(super) fn refused(&mut self, status: u16) {
+        if let Some((_, counter)) = self.refused.iter().find(|(of, _)| *of == status) {
+            return counter.increment(1);
+        }
+        let counter = counter!("banyan_gateway_refused_total", "status" => status.to_string());
+        counter.increment(1);
+        self.refused.push((status, counter));
     }
 }

@@ -14,6 +14,12 @@ use rustls::ServerConnection;
 /// Ciphertext that may wait in front of a full socket.
 pub(crate) const TLS_BUFFER: usize = 64 << 10;
 
+/// Reads in which TLS may say nothing, before others get their turn: a client that sends empty records, faster than they
+/// are taken, would keep the worker for itself. A record needs four or five.
+const TLS_READS: usize = 64;
+/// Reads of a socket that ends, to throw away what it still has.
+const UNREAD_READS: usize = 4;
+
 #[derive(Debug)]
 pub(crate) struct Socket {
     pub(crate) stream: TcpStream,
@@ -24,13 +30,17 @@ pub(crate) struct Socket {
     pub(crate) unauthenticated: bool,
     /// Whose it is, as it is counted.
     pub(crate) user: Option<UserId>,
+    /// The kernel has told that the client sends no more; what it has sent may not all be read.
+    pub(crate) ending: bool,
 }
 
 impl Socket {
-    /// Reads what is there. `Ok(0)`: the peer has ended.
+    /// Reads what is there. `Ok(0)`: the peer has ended. Interrupted: there is more, and nothing of it was data yet.
     pub(crate) fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let Some(tls) = &mut self.tls else { return (&self.stream).read(buffer) };
-        loop {
+        // Before the upgrade nothing else goes on with a handshake that the kernel had no room for.
+        flush_tls(tls, &mut self.stream)?;
+        for _ in 0..TLS_READS {
             match tls.reader().read(buffer) {
                 Ok(0) => return Ok(0),
                 Ok(read) => return Ok(read),
@@ -46,6 +56,7 @@ impl Socket {
                 return Ok(0);
             }
         }
+        Err(io::ErrorKind::Interrupted.into())
     }
 
     pub(crate) fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
@@ -66,13 +77,22 @@ impl Socket {
         Ok(!tls.wants_write())
     }
 
-    /// Ends the connection; what the kernel has is still sent.
-    pub(crate) fn end(&mut self) {
+    /// Ends the connection; what the kernel has is still sent, what has come is thrown away. True when the other side
+    /// has ended too.
+    pub(crate) fn end(&mut self, scratch: &mut [u8]) -> bool {
         if let Some(tls) = &mut self.tls {
             tls.send_close_notify();
             drop(flush_tls(tls, &mut self.stream));
         }
         drop(self.stream.shutdown(Shutdown::Write));
+        for _ in 0..UNREAD_READS {
+            match (&self.stream).read(scratch) {
+                Ok(0) => return true,
+                Ok(_) => {}
+                Err(error) => return error.kind() != io::ErrorKind::WouldBlock,
+            }
+        }
+        false
     }
 }
 
