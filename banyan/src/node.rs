@@ -16,7 +16,7 @@ use banyan_gateway::accounts::password::Cost;
 use banyan_gateway::accounts::{self, Service};
 use banyan_gateway::admission::{Admission, Caps};
 use banyan_gateway::aside::Aside;
-use banyan_gateway::backend::{self, Backend, Shards};
+use banyan_gateway::backend::{self, Backend};
 use banyan_gateway::clock;
 use banyan_gateway::http::{self, Page};
 use banyan_gateway::worker::{self, Deps, Door};
@@ -25,10 +25,8 @@ use banyan_gateway_core::bucket::{Buckets, Rate};
 use banyan_gateway_core::command;
 use banyan_gateway_core::forwarded::IpNet;
 use banyan_gateway_core::head::{self, Origins};
-use banyan_proto::id::{RoomId, UserId};
-use banyan_proto::link::{LinkId, ToShardBatch};
+use banyan_proto::link::LinkId;
 use banyan_router::{SlotCount, slot_of, worker_of};
-use banyan_shard::Handle;
 use banyan_storage::embedded::{self, Embedded, OpenError};
 use banyan_storage::{Accounts, RoomLog};
 use tokio::runtime::{Builder, LocalOptions};
@@ -72,20 +70,6 @@ pub(crate) struct Node {
     stop_backend: CancellationToken,
 }
 
-/// The way to the owners, for what is asked beside the workers.
-#[derive(Debug)]
-struct Owners(Handle);
-
-impl Shards for Owners {
-    fn to_room(&self, room: &RoomId, batch: ToShardBatch) -> Result<(), ToShardBatch> {
-        self.0.try_send(self.0.worker_of(room.as_str()), batch)
-    }
-
-    fn to_user(&self, user: &UserId, batch: ToShardBatch) -> Result<(), ToShardBatch> {
-        self.0.try_send(self.0.worker_of_user(user.as_str()), batch)
-    }
-}
-
 /// The shard worker of a room or user channel.
 fn route(room: &str, workers: usize) -> usize {
     worker_of(slot_of(room, SlotCount::DEFAULT), workers)
@@ -126,11 +110,8 @@ impl Node {
         let started = Instant::now();
         let rates = Arc::new(Buckets::new(BUCKETS, sends(config)));
         let backend_link = LinkId(u16::try_from(workers).unwrap_or(u16::MAX));
-        let backend = Backend::new(
-            backend::Options::new(backend_link),
-            Arc::new(Owners(owners.clone())),
-            accounts.clone(),
-        );
+        let backend =
+            Backend::new(backend::Options::new(backend_link), Arc::new(owners.clone()), accounts.clone());
         let aside = Aside::new(tokio::runtime::Handle::current(), backend.clone(), controls.clone());
         let admission = Arc::new(Admission::new(
             Caps {

@@ -1,4 +1,4 @@
-//! One connection as its worker sees it. What it costs while nothing happens is the size of this struct, eight bytes a
+//! One connection as its worker sees it. What it costs while nothing happens is the size of this struct, twelve bytes a
 //! room, and nothing else: everything that only a busy connection needs sits in a box that goes when it is idle.
 
 use std::collections::VecDeque;
