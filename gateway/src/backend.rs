@@ -151,7 +151,9 @@ impl Backend {
             let Some(open) = open.as_mut() else { return };
             for message in batch {
                 match message {
-                    FromShard::Answer { ticket, answer } => {
+                    // One process owns all slots, always.
+                    FromShard::Moved { .. } => {}
+                    FromShard::Answer { ticket, answer, .. } => {
                         if let Some(asked) = open.remove(&ticket) {
                             // Whoever asked may have gone.
                             asked.send(answer).ok();

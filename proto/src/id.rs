@@ -153,6 +153,59 @@ number!(
     UnixMs(u64)
 );
 
+number!(
+    /// Which partition of a room's log; stored in the segment's record, never recomputed from a clock.
+    Bucket(u32)
+);
+number!(
+    /// Counts the segments that one owner begins within an epoch: openings of rooms in the upper half (counted by the
+    /// worker over all its rooms, so that a room that was closed and opened again never meets its earlier name), rolls of
+    /// one opening in the lower half.
+    Part(u64)
+);
+
+impl Part {
+    pub const fn of_opening(number: u32) -> Self {
+        Self((number as u64) << 32)
+    }
+
+    /// The next segment of the same opening.
+    #[must_use]
+    pub const fn rolled(self) -> Self {
+        Self(self.0 + 1)
+    }
+}
+
+/// One run of one node: 128 random bits, never used again.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Incarnation(pub u128);
+
+impl fmt::Display for Incarnation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}", self.0)
+    }
+}
+
+impl fmt::Debug for Incarnation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// In whose name something is written or said: who owns the slot, and since which change of owner.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Tenure {
+    pub epoch: Epoch,
+    pub incarnation: Incarnation,
+}
+
+/// A part of a room's log that one owner wrote. Ordered as its owners followed each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SegmentId {
+    pub epoch: Epoch,
+    pub part: Part,
+}
+
 impl Seq {
     #[must_use]
     pub const fn next(self) -> Self {

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use crate::event::LoggedEvent;
-use crate::id::{Epoch, LogId, Origin, RoomId, Seq, UserId};
+use crate::id::{Epoch, Incarnation, LogId, Origin, RoomId, Seq, SlotId, UserId};
 use crate::v1;
 
 /// One end of a link as shards know it: a gateway worker, or the HTTP part of a gateway.
@@ -50,6 +50,11 @@ pub enum ToShard {
         through: Option<Seq>,
         max_events: u32,
         max_bytes: u32,
+    },
+    /// Cursors of this link stand in the room, admitted by an earlier owner: stated to each new one. The owner answers with a
+    /// [`FromShard::Head`], and events follow.
+    Interest {
+        room: RoomId,
     },
     /// No cursor of this link stands in the room any more.
     Uninterest {
@@ -139,45 +144,33 @@ pub enum RoomCommand {
 pub enum FromShard {
     Answer {
         ticket: Ticket,
+        /// Under which ownership of the slot it was decided; zero where no room was asked.
+        epoch: Epoch,
         answer: Answer,
     },
+    /// The process does not own this slot (any longer), or not yet.
+    Moved {
+        slot: SlotId,
+        /// The question that was not taken: it is asked again of the owner, under the same ticket. `None`: to whom it may
+        /// concern.
+        ticket: Option<Ticket>,
+        /// The newest ownership that it knows.
+        epoch: Epoch,
+        owner: Option<Incarnation>,
+    },
     /// New events of a room, seqs dense within the batch and, unless something was dropped, after the last batch.
-    Events {
-        room: RoomId,
-        epoch: Epoch,
-        events: Arc<[Arc<LoggedEvent>]>,
-    },
+    Events { room: RoomId, epoch: Epoch, events: Arc<[Arc<LoggedEvent>]> },
     /// Head beacon: the room has come this far, whether the link took the events or not.
-    Head {
-        room: RoomId,
-        epoch: Epoch,
-        head: Seq,
-        n: u64,
-        last_membership: Seq,
-    },
+    Head { room: RoomId, epoch: Epoch, head: Seq, n: u64, last_membership: Seq },
     /// Marks of members that moved; at most once a second a room.
-    Marks {
-        room: RoomId,
-        marks: Arc<[v1::UserMarks]>,
-    },
+    Marks { room: RoomId, epoch: Epoch, marks: Arc<[v1::UserMarks]> },
     /// A member is out of the room since this seq, whether an event says so or (in rooms that only count who comes and
     /// goes) none does: nothing above it is theirs.
-    Left {
-        room: RoomId,
-        user: UserId,
-        at: Seq,
-    },
+    Left { room: RoomId, epoch: Epoch, user: UserId, at: Seq },
     /// The answer to a pull, ascending. `more`: the limits ended it before `through` or head.
-    Page {
-        ticket: Ticket,
-        room: RoomId,
-        page: Result<Page, v1::Error>,
-    },
+    Page { ticket: Ticket, room: RoomId, epoch: Epoch, page: Result<Page, v1::Error> },
     /// For every connection of this user on the link.
-    User {
-        user: UserId,
-        push: Arc<v1::server_frame::Body>,
-    },
+    User { user: UserId, push: Arc<v1::server_frame::Body> },
 }
 
 #[derive(Debug, Clone, PartialEq)]

@@ -333,9 +333,13 @@ impl Worker {
                 }
                 None => {
                     let page = Err(self.too_many_rooms());
-                    self.send(link, FromShard::Page { ticket, room, page });
+                    self.send(link, FromShard::Page { ticket, room, epoch: self.options.epoch, page });
                 }
             },
+            ToShard::Interest { room } => {
+                // One process owns all slots, always: there is no other owner that could have admitted anybody.
+                let _ = room;
+            }
             ToShard::Uninterest { room } => {
                 if let Some(place) = self.rooms.find(&room) {
                     self.input(place, Input::Uninterest { link });
@@ -494,15 +498,15 @@ impl Worker {
             }
             Action::Marks { link, marks } => {
                 let room = entry.room.id().clone();
-                self.send(link, FromShard::Marks { room, marks });
+                self.send(link, FromShard::Marks { room, epoch: self.options.epoch, marks });
             }
             Action::Left { link, user, at } => {
                 let room = entry.room.id().clone();
-                self.send(link, FromShard::Left { room, user, at });
+                self.send(link, FromShard::Left { room, epoch: self.options.epoch, user, at });
             }
             Action::Page { link, ticket, page } => {
                 let room = entry.room.id().clone();
-                self.send(link, FromShard::Page { ticket, room, page });
+                self.send(link, FromShard::Page { ticket, room, epoch: self.options.epoch, page });
             }
             Action::PutMarks(group) => {
                 let room = entry.room.id();
@@ -543,7 +547,7 @@ impl Worker {
             Answer::Error(error) => self.metrics.error(error.code),
             _ => {}
         }
-        self.send(link, FromShard::Answer { ticket, answer });
+        self.send(link, FromShard::Answer { ticket, epoch: self.options.epoch, answer });
     }
 
     fn notify(&mut self, user: &UserId, push: &Arc<v1::server_frame::Body>) {

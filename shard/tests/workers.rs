@@ -92,7 +92,7 @@ impl World {
     async fn answer(&mut self, link: u16, ticket: Ticket) -> Answer {
         loop {
             match self.next(link).await {
-                FromShard::Answer { ticket: got, answer } if got == ticket => return answer,
+                FromShard::Answer { ticket: got, answer, .. } if got == ticket => return answer,
                 _ => {}
             }
         }
@@ -150,7 +150,7 @@ async fn a_send_reaches_both_links_in_order_and_its_answer_comes_last() {
         got.extend(texts(&world.next(0).await));
         if got.len() == 1 {
             // In a batch of its own: its answer comes before the next event.
-            let FromShard::Answer { ticket, answer } = world.next(0).await else { panic!("no answer") };
+            let FromShard::Answer { ticket, answer, .. } = world.next(0).await else { panic!("no answer") };
             assert_eq!((ticket, sent(&answer)), (first, (3, false)));
         }
     }

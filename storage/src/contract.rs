@@ -142,7 +142,14 @@ pub fn user(name: &str) -> UserId {
 /// Event `seq` of a room: content and numbers follow from both, so that checkers need no memory.
 pub fn row(room: &RoomId, seq: u64, batch_first: u64) -> Row {
     let event = Bytes::from(format!("event {seq} of {room}, {}", "x".repeat((seq as usize * 7) % 50)));
-    Row { seq: Seq(seq), batch_first: Seq(batch_first), n: seq.div_ceil(2), origin: Origin(!seq), event }
+    Row {
+        seq: Seq(seq),
+        batch_first: Seq(batch_first),
+        n: seq.div_ceil(2),
+        origin: Origin(!seq),
+        event,
+        derived: None,
+    }
 }
 
 pub fn room_row(room: &RoomId) -> RoomRow {
@@ -156,6 +163,7 @@ pub fn room_row(room: &RoomId) -> RoomRow {
         created_at: UnixMs(1_700_000_000_000),
         counted_members: 3,
         floor: Seq(0),
+        changed: Seq(0),
     }
 }
 
@@ -166,6 +174,7 @@ pub fn member(name: &str, role: u8, joined: u64) -> MemberRow {
         role,
         joined_seq: Seq(joined),
         left_seq: None,
+        changed: Seq(0),
         out: Vec::new(),
     }
 }
@@ -254,7 +263,14 @@ fn limits_of_reads(subject: &mut Subject) {
     let mut rows = Vec::new();
     for seq in 1..=10 {
         let event = Bytes::from(vec![b'x'; 100]);
-        rows.push(Row { seq: Seq(seq), batch_first: Seq(1), n: seq, origin: Origin(0), event });
+        rows.push(Row {
+            seq: Seq(seq),
+            batch_first: Seq(1),
+            n: seq,
+            origin: Origin(0),
+            event,
+            derived: None,
+        });
     }
     append(store, Append { rows, ..batch(&ours, 1, 1) });
     let read = |range, events, bytes| {

@@ -8,6 +8,7 @@ pub mod accounts;
 pub mod contract;
 pub mod embedded;
 pub mod error;
+pub mod log_store;
 pub mod memory;
 mod metrics;
 pub mod room_log;
@@ -15,6 +16,7 @@ pub mod room_log;
 pub use accounts::Accounts;
 pub use embedded::Embedded;
 pub use error::Error;
+pub use log_store::LogStore;
 pub use memory::Memory;
 pub use room_log::{Completion, NotDone, Outcome, RoomLog};
 

@@ -457,9 +457,17 @@ mod tests {
             created_at: UnixMs(1),
             counted_members: 0,
             floor: Seq(0),
+            changed: Seq(0),
         };
         let event = Bytes::from_static(event.as_bytes());
-        let rows = vec![Row { seq: Seq(seq), batch_first: Seq(seq), n: seq, origin: Origin(1), event }];
+        let rows = vec![Row {
+            seq: Seq(seq),
+            batch_first: Seq(seq),
+            n: seq,
+            origin: Origin(1),
+            event,
+            derived: None,
+        }];
         Append {
             ticket,
             room,

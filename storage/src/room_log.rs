@@ -4,6 +4,7 @@
 //! the same rows again) before it goes on. The store trusts it to number rows densely and never to give a seq a second content.
 
 use std::fmt::Debug;
+use std::sync::Arc;
 
 use banyan_proto::id::{LogId, Origin, RoomId, Seq, UnixMs, UserId};
 use bytes::Bytes;
@@ -27,7 +28,7 @@ pub const PAGE_MAX: usize = 1_000;
 pub const OUT_MAX: usize = 32;
 
 /// One event of a room as the log keeps it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Row {
     pub seq: Seq,
     /// First seq of the append that brought this row: what an opener writes again.
@@ -38,10 +39,12 @@ pub struct Row {
     pub origin: Origin,
     /// `banyan.v1.Event`; opaque here.
     pub event: Bytes,
+    /// What the batch changes beside the log, on the last row of the batch: an opener writes it again.
+    pub derived: Option<Arc<Derived>>,
 }
 
 /// A room's own row.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct RoomRow {
     pub room: RoomId,
     pub log: LogId,
@@ -56,10 +59,12 @@ pub struct RoomRow {
     pub counted_members: u64,
     /// Events at or below it are no longer kept.
     pub floor: Seq,
+    /// The seq that changed it last: its timestamp, so that a late older write changes nothing.
+    pub changed: Seq,
 }
 
 /// Who is, or ever was, in a room. Never deleted.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct MemberRow {
     pub user: UserId,
     /// Display name when it last joined.
@@ -71,6 +76,9 @@ pub struct MemberRow {
     pub left_seq: Option<Seq>,
     /// Past intervals out of the room, both ends outside it (`(left, joined again)`), oldest first, at most [`OUT_MAX`].
     pub out: Vec<(Seq, Seq)>,
+    /// The seq (or the head, where no event says so) that changed it last: its timestamp. Two changes at one seq would not
+    /// be ordered, so the second one is made an event.
+    pub changed: Seq,
 }
 
 impl MemberRow {
@@ -86,7 +94,7 @@ impl MemberRow {
 }
 
 /// How far a member has got. Each field only ever rises.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub struct Marks {
     pub delivered: Seq,
     pub seen: Seq,
@@ -107,7 +115,7 @@ impl Marks {
 }
 
 /// What an append changes beside the log.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct Derived {
     pub room: Option<RoomRow>,
     /// Whole rows. The store keeps the list of each user's rooms by them: in it while `role` is not 0.
@@ -282,6 +290,7 @@ mod tests {
             role: 1,
             joined_seq: Seq(1),
             left_seq: None,
+            changed: Seq(0),
             out: Vec::new(),
         };
         for i in 0..40 {

@@ -44,7 +44,9 @@ impl Script {
         }
         self.seen.lock().unwrap().push(message.clone());
         if let Verdict::Answer(answer) = verdict {
-            self.answers.try_send(vec![FromShard::Answer { ticket, answer }]).unwrap();
+            self.answers
+                .try_send(vec![FromShard::Answer { ticket, epoch: banyan_proto::id::Epoch(1), answer }])
+                .unwrap();
         }
         Ok(())
     }

@@ -95,7 +95,10 @@ impl Outbox {
         let mut dropped = 0;
         for message in batch {
             match message {
-                FromShard::Answer { .. } | FromShard::Page { .. } | FromShard::Left { .. } => {
+                FromShard::Answer { .. }
+                | FromShard::Moved { .. }
+                | FromShard::Page { .. }
+                | FromShard::Left { .. } => {
                     self.held.push(message);
                 }
                 FromShard::Events { room, .. } => {

@@ -92,6 +92,7 @@ pub(super) fn decode_row(key: &[u8], value: &[u8]) -> Result<Row, Malformed> {
         n: number(&value[9..17])?,
         origin: Origin(number(&value[17..25])?),
         event: Bytes::copy_from_slice(&value[ROW_HEADER..]),
+        derived: None,
     })
 }
 
@@ -155,6 +156,8 @@ struct StoredRoom {
     counted_members: u64,
     #[prost(uint64, tag = "8")]
     floor: u64,
+    #[prost(uint64, tag = "9")]
+    changed: u64,
 }
 
 pub(super) fn encode_room(row: &RoomRow) -> Vec<u8> {
@@ -167,6 +170,7 @@ pub(super) fn encode_room(row: &RoomRow) -> Vec<u8> {
         created_at: row.created_at.0,
         counted_members: row.counted_members,
         floor: row.floor.0,
+        changed: row.changed.0,
     }
     .encode_to_vec()
 }
@@ -184,6 +188,7 @@ pub(super) fn decode_room(room: RoomId, value: &[u8]) -> Result<RoomRow, Malform
         created_at: UnixMs(row.created_at),
         counted_members: row.counted_members,
         floor: Seq(row.floor),
+        changed: Seq(row.changed),
     })
 }
 
@@ -200,6 +205,8 @@ struct StoredMember {
     /// Pairs, flat.
     #[prost(uint64, repeated, tag = "5")]
     out: Vec<u64>,
+    #[prost(uint64, tag = "6")]
+    changed: u64,
 }
 
 pub(super) fn encode_member(row: &MemberRow) -> Vec<u8> {
@@ -209,6 +216,7 @@ pub(super) fn encode_member(row: &MemberRow) -> Vec<u8> {
         joined_seq: row.joined_seq.0,
         left_seq: row.left_seq.map(|seq| seq.0),
         out: row.out.iter().flat_map(|(from, to)| [from.0, to.0]).collect(),
+        changed: row.changed.0,
     }
     .encode_to_vec()
 }
@@ -226,6 +234,7 @@ pub(super) fn decode_member(user: UserId, value: &[u8]) -> Result<MemberRow, Mal
         joined_seq: Seq(row.joined_seq),
         left_seq: row.left_seq.map(Seq),
         out: row.out.chunks_exact(2).map(|pair| (Seq(pair[0]), Seq(pair[1]))).collect(),
+        changed: Seq(row.changed),
     })
 }
 
@@ -394,6 +403,7 @@ mod tests {
             n: 6,
             origin: Origin(u64::MAX),
             event: Bytes::from_static(b"hello"),
+            derived: None,
         };
         assert_eq!(decode_row(&log_key(&room, row.seq), &log_value(&row)), Ok(row.clone()));
         let empty = Row { event: Bytes::new(), ..row };
@@ -424,6 +434,7 @@ mod tests {
             joined_seq: Seq(2),
             left_seq: Some(Seq(0)),
             out: vec![(Seq(1), Seq(9)), (Seq(20), Seq(21))],
+            changed: Seq(21),
         };
         assert_eq!(decode_member(row.user.clone(), &encode_member(&row)), Ok(row));
     }

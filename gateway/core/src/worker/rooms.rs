@@ -25,7 +25,7 @@ impl Worker {
     /// One message of a shard worker.
     pub fn shard_said(&mut self, now: Now, message: FromShard) {
         match message {
-            FromShard::Answer { ticket, answer } => self.answer(now, ticket, answer),
+            FromShard::Answer { ticket, answer, .. } => self.answer(now, ticket, answer),
             FromShard::Events { room, epoch, events } => self.events(now, &room, epoch, &events),
             FromShard::Head { room, epoch, head, n, .. } => {
                 let Some(room_index) = self.room_ids.get(room.as_str()).copied() else { return };
@@ -40,7 +40,7 @@ impl Worker {
                 }
                 self.repair(room_index);
             }
-            FromShard::Marks { room, marks } => {
+            FromShard::Marks { room, marks, .. } => {
                 let Some(room_index) = self.room_ids.get(room.as_str()) else { return };
                 let Some(entry) = self.rooms.get(*room_index) else { return };
                 let cursors = entry.sides.iter().flat_map(|side| &side.cursors);
@@ -50,7 +50,7 @@ impl Worker {
                     Body::Marks(v1::MarksPush { room: room.as_str().to_owned(), marks: marks.to_vec() });
                 self.push_optional(&readers, push);
             }
-            FromShard::Left { room, user, at } => {
+            FromShard::Left { room, user, at, .. } => {
                 if let (Some(room), Some(user)) =
                     (self.room_ids.get(room.as_str()).copied(), self.user_ids.get(user.as_str()).copied())
                 {
@@ -59,6 +59,8 @@ impl Worker {
                 }
             }
             FromShard::Page { ticket, page, .. } => self.page(now, ticket, page),
+            // One process owns all slots, always.
+            FromShard::Moved { .. } => {}
             FromShard::User { user, push } => self.user_push(&user, &push),
         }
     }

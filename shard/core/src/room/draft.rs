@@ -131,7 +131,8 @@ impl Draft {
     }
 
     /// The row of a member as this batch leaves it.
-    pub(super) fn put_member(&mut self, row: MemberRow) {
+    pub(super) fn put_member(&mut self, mut row: MemberRow) {
+        row.changed = self.head;
         match self.members.iter_mut().find(|other| other.user == row.user) {
             Some(other) => *other = row,
             None => self.members.push(row),
@@ -174,6 +175,7 @@ impl Batch {
                 n: event.event.n,
                 origin: event.origin,
                 event: event.encoded.clone(),
+                derived: None,
             })
             .collect();
         let derived = draft.is_structural().then(|| {

@@ -257,6 +257,7 @@ impl<'a> Desk<'a> {
             created_at: draft.at,
             counted_members: 0,
             floor: Seq(0),
+            changed: draft.head,
         }));
     }
 
@@ -458,6 +459,7 @@ impl<'a> Desk<'a> {
             joined_seq: joined,
             left_seq: None,
             out: Vec::new(),
+            changed: draft.head,
         });
         person.name.as_ref().clone_into(&mut row.name);
         row.role = role_number(role);
@@ -488,7 +490,10 @@ impl<'a> Desk<'a> {
         if draft.row.is_none() {
             draft.row = self.state.map(|state| Box::new(state.row.clone()));
         }
-        draft.row.as_deref_mut()
+        let changed = draft.head;
+        let row = draft.row.as_deref_mut()?;
+        row.changed = changed;
+        Some(row)
     }
 }
 

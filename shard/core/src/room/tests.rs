@@ -267,6 +267,7 @@ fn member_row(user: &str, role: Role) -> MemberRow {
         role: crate::members::role_number(role),
         joined_seq: Seq(1),
         left_seq: None,
+        changed: Seq(0),
         out: Vec::new(),
     }
 }
@@ -283,7 +284,14 @@ fn stored_row(seq: u64, kind: Kind, client_msg_id: Option<String>) -> Row {
         kind: Some(kind),
     };
     let event = LoggedEvent::new(event, Origin(9));
-    Row { seq: Seq(seq), batch_first: Seq(seq), n: seq - 1, origin: Origin(9), event: event.encoded }
+    Row {
+        seq: Seq(seq),
+        batch_first: Seq(seq),
+        n: seq - 1,
+        origin: Origin(9),
+        event: event.encoded,
+        derived: None,
+    }
 }
 
 /// Row `seq` of the stored group: 1 is `created`, `m<seq>` follow.
@@ -315,6 +323,7 @@ fn stored(kind: RoomKind, public: bool, messages: u64) -> LoadedRoom {
             created_at: UnixMs(900_000),
             counted_members: 4,
             floor: Seq(0),
+            changed: Seq(0),
         },
         head: Seq(head),
         n: messages,

@@ -83,8 +83,7 @@ fn a_late_owner_is_pending_and_finished_by_a_push() {
     w.run();
     let mut held = w.owner.held.take().unwrap();
     // The second of the three tickets.
-    let second =
-        |message: &FromShard| matches!(message, FromShard::Answer { ticket, .. } if ticket.0 as u32 == 2);
+    let second = |message: &FromShard| matches!(message, FromShard::Answer { epoch: Epoch(1), ticket, .. } if ticket.0 as u32 == 2);
     let fast = held.iter().position(second).unwrap();
     w.owner.link.push_back(held.remove(fast).unwrap());
     w.run();
@@ -900,7 +899,11 @@ fn a_subscribe_reply_precedes_heads_marks_and_ends() {
     w.say("r", 1);
     w.owner.take_out("r", "bob", Some("ann"));
     let room = RoomId::parse("r").unwrap();
-    w.owner.link.push_back(FromShard::Marks { room, marks: [v1::UserMarks::default()].into() });
+    w.owner.link.push_back(FromShard::Marks {
+        epoch: Epoch(1),
+        room,
+        marks: [v1::UserMarks::default()].into(),
+    });
     w.pass(100);
     assert_eq!([live, passive, gone].map(|c| w.read(c).len()), [0, 0, 0]);
     assert_eq!(w.read(reader)[1..], ["marks r", "event r 4", "event r 5"]);
@@ -925,7 +928,10 @@ fn marks_are_left_out_for_who_does_not_read() {
     let marks: Arc<[v1::UserMarks]> =
         vec![v1::UserMarks { user: "u".repeat(100), ..v1::UserMarks::default() }; 50].into();
     for _ in 0..100 {
-        w.worker.shard_said(w.now, FromShard::Marks { room: room.clone(), marks: Arc::clone(&marks) });
+        w.worker.shard_said(
+            w.now,
+            FromShard::Marks { epoch: Epoch(1), room: room.clone(), marks: Arc::clone(&marks) },
+        );
         w.run();
     }
     assert!(w.worker.counters().pushes_skipped > 50);

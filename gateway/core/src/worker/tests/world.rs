@@ -248,8 +248,9 @@ impl Owner {
                 let more = begin + events.len() < entry.log.len();
                 let page = Page { events, head, n: head.0, floor: Seq(entry.floor), more };
                 let page = if self.fails_pulls { Err(Code::Unavailable.error("not now")) } else { Ok(page) };
-                self.answer(FromShard::Page { ticket, room, page });
+                self.answer(FromShard::Page { epoch: Epoch(1), ticket, room, page });
             }
+            ToShard::Interest { .. } => {}
             ToShard::Uninterest { room } => {
                 self.room(room.as_str()).interested = false;
                 self.uninterests.push(room.as_str().to_owned());
@@ -285,7 +286,11 @@ impl Owner {
                 let (seq, duplicate) = match known.copied() {
                     Some(seq) => (seq, true),
                     None if !member => {
-                        return self.answer(FromShard::Answer { ticket, answer: refused(Code::NotAMember) });
+                        return self.answer(FromShard::Answer {
+                            epoch: Epoch(1),
+                            ticket,
+                            answer: refused(Code::NotAMember),
+                        });
                     }
                     None => {
                         let message =
@@ -305,7 +310,7 @@ impl Owner {
             _ => refused(Code::NotAMember),
         };
         let events = if self.answers_before_events { self.link.split_off(before) } else { VecDeque::new() };
-        self.answer(FromShard::Answer { ticket, answer });
+        self.answer(FromShard::Answer { epoch: Epoch(1), ticket, answer });
         self.link.extend(events);
     }
 
@@ -325,7 +330,7 @@ impl Owner {
         stays.last_mut().expect("was a member").to = Some(end);
         if self.room(room).interested {
             let (room, user) = (RoomId::parse(room).unwrap(), UserId::parse(user).unwrap());
-            self.link.push_back(FromShard::Left { room, user, at: Seq(end) });
+            self.link.push_back(FromShard::Left { epoch: Epoch(1), room, user, at: Seq(end) });
         }
         end
     }
@@ -935,5 +940,5 @@ pub(super) fn subscribe_of(rooms: &[(&str, Option<u64>, v1::Mode)]) -> Command {
 /// An answer of an owner that nobody asked for.
 pub(super) fn stray_answer(ticket: u64) -> FromShard {
     let reply = v1::SendReply { room: "r".to_owned(), seq: 1, at: 1, duplicate: false };
-    FromShard::Answer { ticket: Ticket(ticket), answer: Answer::Sent(Box::new(reply)) }
+    FromShard::Answer { epoch: Epoch(1), ticket: Ticket(ticket), answer: Answer::Sent(Box::new(reply)) }
 }
