@@ -13,6 +13,7 @@ pub mod frame;
 pub mod json;
 
 pub mod link;
+pub mod plant;
 
 /// The client protocol, version 1. Generated from `banyan/v1/client.proto`.
 #[allow(clippy::large_enum_variant, clippy::use_self, reason = "generated")]
