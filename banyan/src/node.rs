@@ -25,10 +25,14 @@ use banyan_gateway_core::bucket::{Buckets, Rate};
 use banyan_gateway_core::command;
 use banyan_gateway_core::forwarded::IpNet;
 use banyan_gateway_core::head::{self, Origins};
+use banyan_proto::id::{Incarnation, SlotId, Tenure};
 use banyan_proto::link::LinkId;
+use banyan_router::local::{self, Local, Step};
 use banyan_router::{SlotCount, slot_of, worker_of};
+use banyan_shard::End;
 use banyan_storage::embedded::{self, Embedded, OpenError};
-use banyan_storage::{Accounts, RoomLog};
+use banyan_storage::log_store::SlotOwner;
+use banyan_storage::{Accounts, LogStore};
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
@@ -50,8 +54,15 @@ const BUCKETS: usize = 1 << 18;
 const UNSENT_BYTES: u32 = 16 << 10;
 /// How long clients may take to leave by themselves before they are told to go: on one node there is nowhere else to go.
 const DRAIN_WINDOW: Duration = Duration::from_millis(200);
+/// How long commands wait for an owner of their slot: a lease's time to live (3 s) and what a takeover needs after it.
+const HOLD: Duration = Duration::from_secs(5);
+/// Bytes of such commands that one worker holds.
+const HOLD_BYTES: usize = 4 << 20;
 /// How long requests of HTTP may go on while the node stops.
 const HTTP_DRAIN: Duration = Duration::from_secs(5);
+
+/// One process owns all slots at once: the rows of the first one speak for all of them.
+const ALL_SLOTS: SlotId = SlotId(0);
 
 /// A running node.
 #[derive(Debug)]
@@ -59,7 +70,7 @@ pub(crate) struct Node {
     pub(crate) clients: SocketAddr,
     store: Arc<Embedded>,
     gateways: Vec<oneshot::Receiver<io::Result<()>>>,
-    shards: Vec<oneshot::Receiver<()>>,
+    shards: Vec<oneshot::Receiver<End>>,
     threads: Vec<thread::JoinHandle<()>>,
     drain_gateways: CancellationToken,
     drain_http: CancellationToken,
@@ -70,14 +81,14 @@ pub(crate) struct Node {
     stop_backend: CancellationToken,
 }
 
-/// The shard worker of a room or user channel.
-fn route(room: &str, workers: usize) -> usize {
-    worker_of(slot_of(room, SlotCount::DEFAULT), workers)
+/// The slot of a room or user channel.
+fn slot(room: &str) -> u16 {
+    slot_of(room, SlotCount::DEFAULT).0
 }
 
 impl Node {
     /// Opens the store, binds, starts every thread. Must be called on the runtime that serves HTTP.
-    pub(crate) fn start(config: &Config) -> Result<Self, Failure> {
+    pub(crate) async fn start(config: &Config) -> Result<Self, Failure> {
         let workers = config.gateway.workers.map_or_else(default_workers, |workers| workers as usize);
         let door = door(config)?;
         let listeners = listener::bind(config.server.listen, workers)
@@ -85,7 +96,7 @@ impl Node {
         let clients = listeners[0].local_addr().map_err(|error| cannot("tell the own address", &error))?;
 
         let store = Arc::new(open_store(config)?);
-        let log: Arc<dyn RoomLog> = Arc::<Embedded>::clone(&store);
+        let log: Arc<dyn LogStore> = Arc::<Embedded>::clone(&store);
         let account_store: Arc<dyn Accounts> = Arc::<Embedded>::clone(&store);
 
         // Links: one for each gateway worker, one for what is asked beside them.
@@ -96,7 +107,7 @@ impl Node {
 
         let mut shard_options = banyan_shard::Options {
             workers,
-            epoch: store.epoch(),
+            tenure: begin_run(&*log, &config.server.node_id).await?,
             open_rooms: config.rooms.open_rooms as usize,
             idle: config.rooms.idle_close,
             drain_deadline: config.server.drain_deadline / 2,
@@ -104,6 +115,12 @@ impl Node {
         };
         shard_options.room.members = u64::from(config.rooms.max_members);
         shard_options.room.lazy_public = config.rooms.lazy == Lazy::Public;
+        let routes = worker::Routes {
+            slots: SlotCount::DEFAULT.get(),
+            slot_of: slot,
+            worker_of,
+            epoch: shard_options.tenure.epoch,
+        };
         let (owners, shard_workers) = banyan_shard::build(shard_options, log, links);
 
         let accounts = accounts(config, account_store)?;
@@ -168,7 +185,7 @@ impl Node {
             let deps = Deps {
                 link: LinkId(u16::try_from(number).unwrap_or(u16::MAX)),
                 shards: owners.senders().to_vec(),
-                route,
+                routes,
                 inbox,
                 control,
                 workers: controls.clone(),
@@ -213,8 +230,7 @@ impl Node {
                 };
             runtime.block_on(async {
                 let shard = tokio::task::spawn_local(async move {
-                    shard.run(drain_shard).await;
-                    shard_ended.send(()).ok();
+                    shard_ended.send(shard.run(drain_shard).await).ok();
                 });
                 let ended = match worker::Worker::new(options, listener, deps) {
                     Ok(gateway) => gateway.run(drain_gateway).await,
@@ -252,6 +268,15 @@ impl Node {
                         ended.err().map_or_else(|| "without a reason".to_owned(), |error| error.to_string());
                     return Failure::new(Exit::Internal, format!("a worker ended by itself: {why}"));
                 }
+            }
+            for shard in &mut self.shards {
+                let why = match shard.try_recv() {
+                    Ok(End::Fenced) => "this run has been fenced: another one has taken over",
+                    Ok(End::Stuck) => "the store does not say whether this run may go on",
+                    Ok(End::Drained) => "an owner of rooms ended by itself",
+                    Err(_) => continue,
+                };
+                return Failure::new(Exit::Unavailable, why.to_owned());
             }
             tokio::time::sleep(Duration::from_millis(500)).await;
         }
@@ -368,6 +393,7 @@ fn open_store(config: &Config) -> Result<Embedded, Failure> {
         let (exit, hint) = match &error {
             OpenError::Locked { .. } => (Exit::Unavailable, "only one server may use a data directory: stop the other one, or choose another with --data-dir DIR"),
             OpenError::NewerFormat { .. } => (Exit::Io, "run the release that wrote it or a newer one, or choose another directory with --data-dir DIR"),
+            OpenError::OlderFormat { .. } => (Exit::Io, "choose another directory with --data-dir DIR, or move this one away"),
             OpenError::NotOurs { .. } => (Exit::Io, "choose an empty or missing directory with --data-dir DIR"),
             OpenError::Directory { .. } => (Exit::Io, "make it readable and writable for this user, or choose another with --data-dir DIR"),
             OpenError::Damaged(_) => (Exit::Io, "restore the directory from a copy; it was not changed"),
@@ -375,6 +401,43 @@ fn open_store(config: &Config) -> Result<Embedded, Failure> {
         };
         Failure::new(exit, format!("data directory: {error}")).with_hint(hint)
     })
+}
+
+/// Ends the run before, gives this one its name and an epoch above all earlier ones.
+async fn begin_run(store: &dyn LogStore, node: &str) -> Result<Tenure, Failure> {
+    let mut local = Local::new(Incarnation(uuid::Uuid::new_v4().as_u128()));
+    let mut before = None;
+    loop {
+        let done = match local.step() {
+            Step::Serve(tenure) => {
+                let Tenure { epoch, incarnation } = tenure;
+                tracing::info!(epoch = epoch.0, %incarnation, "this run owns all slots");
+                return Ok(tenure);
+            }
+            Step::Load => store.slot_owners(ALL_SLOTS).await.map(|owners| {
+                let newest = owners.into_iter().max();
+                before = newest.map(|SlotOwner { epoch, incarnation, .. }| Tenure { epoch, incarnation });
+                local::Answer::Loaded(before)
+            }),
+            Step::Fence(incarnation) => store.write_fence(incarnation).await.map(|()| local::Answer::Done),
+            Step::Register(incarnation) => {
+                let registered = store.register_incarnation(incarnation, node.to_owned()).await;
+                registered.map(|()| local::Answer::Done)
+            }
+            Step::Keep(Tenure { epoch, incarnation }) => {
+                let owner = SlotOwner { epoch, incarnation, closed: false };
+                let closes = before.map(|before| (before.epoch, before.incarnation));
+                store.put_slot_owner(ALL_SLOTS, owner, closes).await.map(|()| local::Answer::Done)
+            }
+        };
+        match done {
+            Ok(answer) => local.next(answer),
+            Err(error) => {
+                let why = format!("cannot begin a run on the data directory: {error}");
+                return Err(Failure::new(Exit::Unavailable, why));
+            }
+        };
+    }
 }
 
 fn accounts(config: &Config, store: Arc<dyn Accounts>) -> Result<Service, Failure> {
@@ -430,6 +493,9 @@ fn gateway_options(
             in_flight: limits.in_flight as usize,
             connections_per_user: limits.connections_per_user as usize,
             command: command_limits(config),
+            hold_ms: ms(HOLD),
+            hold_bytes: HOLD_BYTES,
+            seed: None,
         },
         door: door.clone(),
         handshake_deadline_ms: ms(gateway.handshake_timeout),
@@ -438,5 +504,40 @@ fn gateway_options(
         drain_window: DRAIN_WINDOW,
         begun,
         drain_deadline: config.server.drain_deadline / 2,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use banyan_proto::id::Epoch;
+    use banyan_storage::Memory;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_run_ends_the_one_before_and_has_an_epoch_of_its_own() {
+        let store = Memory::new();
+        let first = begin_run(&store, "node-1").await.unwrap();
+        assert_eq!(first.epoch, Epoch(1));
+        let second = begin_run(&store, "node-1").await.unwrap();
+        assert!(second.epoch == Epoch(2) && second.incarnation != first.incarnation);
+        for (run, fenced) in [(first, true), (second, false)] {
+            assert_eq!(store.is_fenced(run.incarnation).get().await, Ok(fenced));
+        }
+        let owners = store.slot_owners(ALL_SLOTS).await.unwrap();
+        assert_eq!(owners.iter().map(|owner| owner.closed).collect::<Vec<_>>(), [true, false]);
+        assert_eq!(store.incarnations().await.unwrap().len(), 2);
+    }
+
+    #[tokio::test]
+    async fn a_run_that_cannot_be_begun_serves_nothing() {
+        let store = Memory::new();
+        store.faults().fail_owner_writes(Some(banyan_storage::Error::Closed), true);
+        let failure = begin_run(&store, "node-1").await.unwrap_err();
+        assert_eq!(failure.exit as u8, Exit::Unavailable as u8);
+        store.faults().fail_owner_writes(None, false);
+        // Whatever came of the first try, its names are not used again.
+        let run = begin_run(&store, "node-1").await.unwrap();
+        assert_eq!(store.is_fenced(run.incarnation).get().await, Ok(false));
     }
 }

@@ -60,7 +60,7 @@ fn start(config: &mut Config, for_people: bool) -> Result<(), Failure> {
 async fn node(config: &Config, metrics: Metrics, for_people: bool) -> Result<(), Failure> {
     let mut signals = Signals::catch()?;
     let ops_listener = bind(config.server.ops_listen, "--ops-listen").await?;
-    let mut node = Node::start(config)?;
+    let mut node = Node::start(config).await?;
     let addresses = Addresses { clients: node.clients, ops: local(&ops_listener)? };
 
     let readiness = Readiness::starting();

@@ -205,7 +205,7 @@ fn what_a_newer_release_wrote_is_74() {
         (
             "data/store/FORMAT",
             "banyan embedded store, format 7\nand more\n",
-            "error: data directory: data/store has format 7 and was written by a newer release; this one reads formats up to 1",
+            "error: data directory: data/store has format 7 and was written by a newer release; this one reads formats up to 2",
             "hint: run the release that wrote it or a newer one, or choose another directory with --data-dir DIR",
         ),
         (

@@ -2,7 +2,7 @@
 //! WebSocket connections ask rarely (`rooms`, `find_user`, `create_room`, `add_members`).
 //!
 //! Owns: one link to the shards; which ticket belongs to which question. Always holds: every question is answered once,
-//! by its answer, or by 108 at its deadline or when the link is gone; at most `in_flight` are open, the next is 112.
+//! by its answer, or by 108 at its deadline or when the link is gone; one that was not taken is asked again; at most `in_flight` are open, the next is 112.
 //! Does not: know HTTP or WebSocket, count sends against a rate, or subscribe to anything (what a shard pushes to this
 //! link is dropped).
 
@@ -30,6 +30,8 @@ use crate::accounts::Service;
 
 /// When to come back to a full queue.
 const RETRY_MS: u64 = 500;
+/// When a question that its slot's owner did not take is asked again.
+const AGAIN: Duration = Duration::from_millis(10);
 /// Pages of a user's rooms that one `rooms` reads at most where all of a page have just been left.
 const EMPTY_PAGES_MAX: usize = 8;
 
@@ -78,7 +80,7 @@ struct Inner {
     accounts: Service,
     next_ticket: AtomicU64,
     /// None: the link is gone.
-    open: Mutex<Option<HashMap<Ticket, oneshot::Sender<Answer>>>>,
+    open: Mutex<Option<HashMap<Ticket, oneshot::Sender<Said>>>>,
     in_flight: Gauge,
     overloaded: Counter,
     late: Counter,
@@ -90,12 +92,28 @@ impl fmt::Debug for Inner {
     }
 }
 
+/// What came of a question.
+#[derive(Debug)]
+enum Said {
+    Answer(Answer),
+    /// Whoever was asked does not own the slot (yet), and has done nothing.
+    Moved,
+}
+
+#[derive(Debug, Clone)]
+#[expect(clippy::large_enum_variant, reason = "the rare one is the small one")]
+enum Question {
+    Room { room: RoomId, person: Person, origin: Origin, command: RoomCommand },
+    UserRooms { user: UserId, after: Option<RoomId>, limit: u32 },
+}
+
 /// A question on its way. Dropping it forgets it: its answer will be thrown away.
 #[derive(Debug)]
 struct Asked {
     backend: Backend,
+    question: Question,
     ticket: Ticket,
-    answer: oneshot::Receiver<Answer>,
+    said: oneshot::Receiver<Said>,
 }
 
 impl Drop for Asked {
@@ -110,14 +128,20 @@ impl Drop for Asked {
 
 impl Asked {
     async fn answer(mut self, deadline: Instant) -> Result<Answer, v1::Error> {
-        match timeout_at(deadline, &mut self.answer).await {
-            Ok(Ok(Answer::Error(error))) => Err(*error),
-            Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(_)) => Err(link_gone()),
-            Err(_) => {
-                self.backend.0.late.increment(1);
-                let words = "the room's owner does not answer; it may still do what was asked";
-                Err(Code::Unavailable.error_retry_after(words, RETRY_MS))
+        loop {
+            match timeout_at(deadline, &mut self.said).await {
+                Ok(Ok(Said::Answer(Answer::Error(error)))) => return Err(*error),
+                Ok(Ok(Said::Answer(answer))) => return Ok(answer),
+                Ok(Ok(Said::Moved)) => {
+                    tokio::time::sleep_until(deadline.min(Instant::now() + AGAIN)).await;
+                    self = self.backend.ask(self.question.clone())?;
+                }
+                Ok(Err(_)) => return Err(link_gone()),
+                Err(_) => {
+                    self.backend.0.late.increment(1);
+                    let words = "the room's owner does not answer; it may still do what was asked";
+                    return Err(Code::Unavailable.error_retry_after(words, RETRY_MS));
+                }
             }
         }
     }
@@ -151,12 +175,16 @@ impl Backend {
             let Some(open) = open.as_mut() else { return };
             for message in batch {
                 match message {
-                    // One process owns all slots, always.
-                    FromShard::Moved { .. } => {}
+                    FromShard::Moved { ticket, .. } => {
+                        if let Some(asked) = ticket.and_then(|ticket| open.remove(&ticket)) {
+                            asked.send(Said::Moved).ok();
+                        }
+                    }
+                    // Whatever its epoch: a question is asked again only where nobody has taken it.
                     FromShard::Answer { ticket, answer, .. } => {
                         if let Some(asked) = open.remove(&ticket) {
                             // Whoever asked may have gone.
-                            asked.send(answer).ok();
+                            asked.send(Said::Answer(answer)).ok();
                         }
                     }
                     // Nothing was subscribed to here.
@@ -281,10 +309,7 @@ impl Backend {
         limit: u32,
         deadline: Instant,
     ) -> Result<(Vec<RoomId>, bool), v1::Error> {
-        let asked = self.ask(|ticket| {
-            let question = ToShard::UserRooms { ticket, user: user.clone(), after, limit };
-            self.0.shards.to_user(user, self.batch(question))
-        })?;
+        let asked = self.ask(Question::UserRooms { user: user.clone(), after, limit })?;
         match asked.answer(deadline).await? {
             Answer::UserRooms { rooms, more } => Ok((rooms, more)),
             other @ (Answer::Body(_)
@@ -302,16 +327,13 @@ impl Backend {
         room: &RoomId,
         command: RoomCommand,
     ) -> Result<Asked, v1::Error> {
-        self.ask(|ticket| {
-            let call = Box::new(RoomCall { ticket, caller: person.clone(), origin, command });
-            self.0.shards.to_room(room, self.batch(ToShard::Room { room: room.clone(), call }))
-        })
+        self.ask(Question::Room { room: room.clone(), person: person.clone(), origin, command })
     }
 
     /// Notes a ticket, then sends: the answer may come before this returns.
-    fn ask(&self, send: impl FnOnce(Ticket) -> Result<(), ToShardBatch>) -> Result<Asked, v1::Error> {
+    fn ask(&self, question: Question) -> Result<Asked, v1::Error> {
         let ticket = Ticket(self.0.next_ticket.fetch_add(1, Ordering::Relaxed));
-        let (sender, answer) = oneshot::channel();
+        let (sender, said) = oneshot::channel();
         {
             let mut open = self.open();
             let open = open.as_mut().ok_or_else(link_gone)?;
@@ -322,12 +344,26 @@ impl Backend {
             open.insert(ticket, sender);
             self.0.in_flight.set(open.len() as f64);
         }
-        let asked = Asked { backend: self.clone(), ticket, answer };
-        if send(ticket).is_err() {
+        let asked = Asked { backend: self.clone(), question, ticket, said };
+        if self.send(ticket, asked.question.clone()).is_err() {
             self.0.overloaded.increment(1);
             return Err(overloaded());
         }
         Ok(asked)
+    }
+
+    fn send(&self, ticket: Ticket, question: Question) -> Result<(), ToShardBatch> {
+        match question {
+            Question::Room { room, person: caller, origin, command } => {
+                let call = Box::new(RoomCall { ticket, caller, origin, command });
+                let batch = self.batch(ToShard::Room { room: room.clone(), call });
+                self.0.shards.to_room(&room, batch)
+            }
+            Question::UserRooms { user, after, limit } => {
+                let batch = self.batch(ToShard::UserRooms { ticket, user: user.clone(), after, limit });
+                self.0.shards.to_user(&user, batch)
+            }
+        }
     }
 
     fn batch(&self, message: ToShard) -> ToShardBatch {
@@ -338,7 +374,7 @@ impl Backend {
         Instant::now() + self.0.options.deadline
     }
 
-    fn open(&self) -> MutexGuard<'_, Option<HashMap<Ticket, oneshot::Sender<Answer>>>> {
+    fn open(&self) -> MutexGuard<'_, Option<HashMap<Ticket, oneshot::Sender<Said>>>> {
         self.0.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

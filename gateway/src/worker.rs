@@ -23,6 +23,7 @@ use banyan_gateway_core::slab::{Key, Slab};
 use banyan_gateway_core::worker::{Effect, Now};
 use banyan_gateway_core::{Worker as Core, worker};
 use banyan_proto::codes::Close;
+use banyan_proto::id::{Epoch, SlotId};
 use banyan_proto::link::{FromShard, LinkId, ToShardBatch};
 use banyan_proto::v1;
 use banyan_proto::v1::server_frame::Body;
@@ -131,10 +132,9 @@ pub struct Options {
 #[derive(Debug)]
 pub struct Deps {
     pub link: LinkId,
-    /// One queue for each shard worker.
+    /// One queue for each shard worker: the links, by number.
     pub shards: Vec<mpsc::Sender<ToShardBatch>>,
-    /// The shard worker of a room.
-    pub route: fn(&str, usize) -> usize,
+    pub routes: Routes,
     pub inbox: mpsc::Receiver<Vec<FromShard>>,
     pub control: mpsc::Receiver<Control>,
     /// Controls of all workers, this one's among them, by number.
@@ -142,6 +142,30 @@ pub struct Deps {
     pub admission: Arc<Admission>,
     pub aside: Aside,
     pub http: mpsc::Sender<Handover>,
+}
+
+/// Which shard worker owns which slot. In one process that is said once, and for ever.
+#[derive(Debug, Clone, Copy)]
+pub struct Routes {
+    /// How many slots there are, a power of two.
+    pub slots: u32,
+    /// The slot of a room; of a user's channel by the name `~` + user.
+    pub slot_of: fn(&str) -> u16,
+    /// The worker of a slot, among so many.
+    pub worker_of: fn(SlotId, usize) -> usize,
+    /// Of the ownership of every slot.
+    pub epoch: Epoch,
+}
+
+impl Routes {
+    fn tell(&self, core: &mut Core, now: Now, shards: usize) {
+        for slot in 0..self.slots {
+            // At most 65,536.
+            let slot = SlotId(slot as u16);
+            let link = u16::try_from((self.worker_of)(slot, shards)).ok();
+            core.route_changed(now, slot, self.epoch, link);
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -182,8 +206,11 @@ impl Worker {
         let mut listener = mio::net::TcpListener::from_std(listener);
         listener.register(&registry, LISTENER, Interest::READABLE)?;
         let now = Now { ms: 1, unix: unix_ms() };
+        let (shards, routes) = (deps.shards.len(), deps.routes);
+        let mut core = Core::new(options.core.clone(), shards, routes.slots, routes.slot_of, now);
+        routes.tell(&mut core, now, shards);
         Ok(Self {
-            core: Core::new(options.core.clone(), deps.shards.len(), deps.route, now),
+            core,
             number,
             deps,
             poll: watched(poll)?,
@@ -669,6 +696,15 @@ impl Worker {
                     }
                     Effect::Resume { connection } => self.read(now, connection),
                     Effect::Drop { connection } => self.drop_socket(now, connection),
+                    // One process owns every slot under one epoch: there is nobody else to look for.
+                    Effect::Moved { slot, epoch, owner } => {
+                        tracing::warn!(
+                            slot = slot.0,
+                            epoch = epoch.0,
+                            ?owner,
+                            "an owner that the table does not know"
+                        );
+                    }
                 }
             }
         }

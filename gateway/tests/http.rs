@@ -57,7 +57,13 @@ fn node() -> Node {
     let stop = CancellationToken::new();
     tasks.push((stop.clone(), tokio::spawn(server.run(stop))));
     let stop = CancellationToken::new();
-    tasks.extend(workers.into_iter().map(|worker| (stop.clone(), tokio::spawn(worker.run(stop.clone())))));
+    tasks.extend(workers.into_iter().map(|worker| {
+        let drain = stop.clone();
+        let run = async move {
+            worker.run(drain).await;
+        };
+        (stop.clone(), tokio::spawn(run))
+    }));
     let stop = CancellationToken::new();
     tasks.push((stop.clone(), tokio::spawn(backend.run(inbox, stop))));
     Node { handle, tasks }

@@ -1,5 +1,6 @@
 //! An event as it travels inside a process: decoded, its stored bytes beside it, its JSON made at most once.
 
+use std::hash::{Hash, Hasher};
 use std::sync::OnceLock;
 
 use bytes::Bytes;
@@ -64,3 +65,11 @@ impl PartialEq for LoggedEvent {
 }
 
 impl Eq for LoggedEvent {}
+
+/// As equality: by what is stored. Whether the JSON was made yet makes no difference.
+impl Hash for LoggedEvent {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.origin.hash(state);
+        self.encoded.hash(state);
+    }
+}

@@ -34,7 +34,7 @@ pub struct ToShardBatch {
 }
 
 /// Gateway to owner.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum ToShard {
     /// A command to a room; answered once by [`FromShard::Answer`].
     Room {
@@ -55,6 +55,7 @@ pub enum ToShard {
     /// [`FromShard::Head`], and events follow.
     Interest {
         room: RoomId,
+        after: Seq,
     },
     /// No cursor of this link stands in the room any more.
     Uninterest {
@@ -83,7 +84,7 @@ pub enum ToShard {
 }
 
 /// A command to a room.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct RoomCall {
     pub ticket: Ticket,
     pub caller: Person,
@@ -93,7 +94,7 @@ pub struct RoomCall {
 
 /// The commands of docs/protocol.md that a room answers. Field rules (lengths, characters, counts) are checked by the
 /// gateway; what depends on the room's state is checked by its owner.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum RoomCommand {
     /// Members other than the caller, already known to exist.
     Create {
@@ -140,7 +141,7 @@ pub enum RoomCommand {
 }
 
 /// Owner to gateway.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum FromShard {
     Answer {
         ticket: Ticket,
@@ -173,7 +174,7 @@ pub enum FromShard {
     User { user: UserId, push: Arc<v1::server_frame::Body> },
 }
 
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Page {
     pub events: Vec<Arc<LoggedEvent>>,
     pub head: Seq,
@@ -183,7 +184,7 @@ pub struct Page {
     pub more: bool,
 }
 
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Answer {
     /// The reply as the client will see it: everything but the three below.
     Body(Box<v1::server_frame::Body>),
@@ -198,7 +199,7 @@ pub enum Answer {
 }
 
 /// What an owner grants to one cursor: the room at this moment as its caller may see it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Admission {
     pub epoch: Epoch,
     pub log: LogId,

@@ -38,6 +38,8 @@ pub enum Bug {
     DerivedNotAwaited,
     DerivedNotReapplied,
     DerivedReappliedWithRewrite,
+    /// After the rewrite, without a barrier.
+    DerivedReappliedAfterRewrite,
     DerivedReappliedBeforeRecord,
     DerivedReappliedWithoutBarrier,
     DerivedOfNewestSegmentOnly,

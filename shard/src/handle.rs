@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use banyan_proto::id::SlotId;
 use banyan_proto::link::ToShardBatch;
 use banyan_router::{SlotCount, slot_of, user_slot, worker_of};
 use tokio::sync::mpsc;
@@ -35,6 +36,12 @@ impl Handle {
     /// The worker that owns a user's channel, and answers for the list of a user's rooms.
     pub fn worker_of_user(&self, user: &str) -> usize {
         worker_of(user_slot(user, self.slots), self.inboxes.len())
+    }
+
+    /// The slots that fall to a worker.
+    pub(crate) fn slots_of(&self, worker: usize) -> impl Iterator<Item = SlotId> + use<> {
+        // At most `SLOTS_MAX`, so each is a number that a slot can have.
+        (worker..self.slots.get() as usize).step_by(self.workers().max(1)).map(|slot| SlotId(slot as u16))
     }
 
     /// Puts a batch into a worker's inbox. Comes back when the inbox is full, the worker has ended, or there is none

@@ -1,7 +1,7 @@
 //! Owners of rooms: one worker per core, each the only writer of the rooms in its slots.
 //!
-//! Owns: the workers around the pure rooms of `banyan-shard-core`, and user channels. Gateways talk to it in the
-//! messages of `banyan_proto::link` alone. Does not: know connections, tokens or wires.
+//! Owns: the shells around the pure workers of `banyan-shard-core`. Gateways talk to it in the messages of
+//! `banyan_proto::link` alone. Does not: know connections, tokens or wires, nor who owns a slot.
 
 mod handle;
 mod options;
@@ -12,12 +12,12 @@ mod metrics;
 
 pub use handle::Handle;
 pub use options::Options;
-pub use worker::Worker;
+pub use worker::{End, Worker};
 
 use std::sync::Arc;
 
 use banyan_proto::link::FromShard;
-use banyan_storage::RoomLog;
+use banyan_storage::LogStore;
 use tokio::sync::mpsc;
 
 /// Makes the workers of one process and the way to them. `links[n]` leads to the link with number `n`; each worker is
@@ -25,7 +25,7 @@ use tokio::sync::mpsc;
 #[expect(clippy::needless_pass_by_value, reason = "the store and the links are handed over to the workers")]
 pub fn build(
     mut options: Options,
-    store: Arc<dyn RoomLog>,
+    store: Arc<dyn LogStore>,
     links: Vec<mpsc::Sender<Vec<FromShard>>>,
 ) -> (Handle, Vec<Worker>) {
     options.room.hash_seed = clock::random();

@@ -1,13 +1,8 @@
-//! What the shard counts. Handles are made once a worker; per-message counts are added up once a turn.
+//! What the shard counts. Handles are made once a worker; what its core counts is published once a turn.
 
 use banyan_proto::codes::Code;
+use banyan_shard_core::worker::Counters;
 use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
-
-#[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Turn {
-    pub(crate) stored: u64,
-    pub(crate) duplicate: u64,
-}
 
 pub(crate) struct Metrics {
     /// Rooms held open by the worker.
@@ -16,6 +11,8 @@ pub(crate) struct Metrics {
     pub(crate) users_online: Gauge,
     /// Batches found in the inbox at the last turn.
     pub(crate) inbox_depth: Gauge,
+    /// Answers and events that wait for a fence read.
+    pub(crate) unsaid: Gauge,
     pub(crate) appends: Counter,
     /// Events of one append.
     pub(crate) append_events: Histogram,
@@ -25,18 +22,23 @@ pub(crate) struct Metrics {
     pub(crate) append_unknown: Counter,
     /// Appends that the store refused.
     pub(crate) append_refused: Counter,
-    pub(crate) sends_stored: Counter,
-    pub(crate) sends_duplicate: Counter,
-    /// Messages that a full link did not take (they are repaired by head beacons and pulls).
-    pub(crate) link_dropped: Counter,
+    sends_stored: Counter,
+    sends_duplicate: Counter,
+    /// Messages that a full link did not take (head beacons and pulls repair events, absences are told again).
+    link_dropped: Counter,
     /// Pushes to user channels that were lost because a queue was full.
     pub(crate) notify_dropped: Counter,
-    pub(crate) loads: Counter,
-    pub(crate) reads: Counter,
-    pub(crate) closed: Counter,
-    /// Loads and reads that the store could not answer.
+    opened: Counter,
+    closed: Counter,
+    reads: Counter,
+    /// Reads of the own fence: one for all that waits.
+    fence_reads: Counter,
+    /// Questions that were sent to another owner, or to wait for one.
+    moved: Counter,
+    /// Reads that the store could not answer.
     pub(crate) read_failed: Counter,
     errors: Vec<(u32, Counter)>,
+    published: Counters,
 }
 
 impl Metrics {
@@ -45,7 +47,8 @@ impl Metrics {
         Self {
             rooms_open: gauge!("banyan_shard_rooms_open", "worker" => worker.clone()),
             users_online: gauge!("banyan_shard_users_online", "worker" => worker.clone()),
-            inbox_depth: gauge!("banyan_shard_inbox_depth", "worker" => worker),
+            inbox_depth: gauge!("banyan_shard_inbox_depth", "worker" => worker.clone()),
+            unsaid: gauge!("banyan_shard_unsaid", "worker" => worker),
             appends: counter!("banyan_shard_appends_total"),
             append_events: histogram!("banyan_shard_append_events"),
             append_seconds: histogram!("banyan_shard_append_seconds"),
@@ -55,32 +58,47 @@ impl Metrics {
             sends_duplicate: counter!("banyan_shard_sends_total", "outcome" => "duplicate"),
             link_dropped: counter!("banyan_shard_link_dropped_total"),
             notify_dropped: counter!("banyan_shard_notify_dropped_total"),
-            loads: counter!("banyan_shard_loads_total"),
-            reads: counter!("banyan_shard_reads_total"),
+            opened: counter!("banyan_shard_rooms_opened_total"),
             closed: counter!("banyan_shard_rooms_closed_total"),
+            reads: counter!("banyan_shard_reads_total"),
+            fence_reads: counter!("banyan_shard_fence_reads_total"),
+            moved: counter!("banyan_shard_moved_total"),
             read_failed: counter!("banyan_shard_read_failed_total"),
             errors: Code::ALL
                 .iter()
                 .map(|code| (code.number(), counter!("banyan_shard_errors_total", "code" => code.name())))
                 .collect(),
+            published: Counters::default(),
         }
     }
 
-    /// An error answer, by its code.
-    pub(crate) fn error(&self, code: u32) {
-        if let Some((_, counter)) = self.errors.iter().find(|(number, _)| *number == code) {
-            counter.increment(1);
+    /// Publishes what the core has counted since the last time.
+    pub(crate) fn publish(&mut self, now: &Counters) {
+        let Self { published: old, .. } = self;
+        let counts = [
+            (&self.sends_stored, now.sends_stored, &mut old.sends_stored),
+            (&self.sends_duplicate, now.sends_duplicate, &mut old.sends_duplicate),
+            (&self.link_dropped, now.link_dropped, &mut old.link_dropped),
+            (&self.opened, now.rooms_opened, &mut old.rooms_opened),
+            (&self.closed, now.rooms_closed, &mut old.rooms_closed),
+            (&self.reads, now.reads, &mut old.reads),
+            (&self.fence_reads, now.fence_reads, &mut old.fence_reads),
+            (&self.moved, now.moved, &mut old.moved),
+        ];
+        for (counter, now, old) in counts {
+            if now != *old {
+                counter.increment(now - *old);
+                *old = now;
+            }
         }
-    }
-
-    pub(crate) fn end_turn(&self, turn: &mut Turn) {
-        if turn.stored > 0 {
-            self.sends_stored.increment(turn.stored);
+        if old.errors == now.errors {
+            return;
         }
-        if turn.duplicate > 0 {
-            self.sends_duplicate.increment(turn.duplicate);
+        for (code, counter) in &self.errors {
+            let count = |counters: &Counters| counters.errors.get(code).copied().unwrap_or_default();
+            counter.increment(count(now) - count(old));
         }
-        *turn = Turn::default();
+        old.errors.clone_from(&now.errors);
     }
 }
 

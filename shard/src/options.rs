@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use banyan_proto::id::Epoch;
+use banyan_proto::id::{Epoch, Incarnation, Tenure};
 use banyan_router::SlotCount;
 use banyan_shard_core::Config;
 
@@ -11,8 +11,9 @@ pub struct Options {
     /// Workers; slots are dealt to them in turn. One per core.
     pub workers: usize,
     pub slots: SlotCount,
-    /// Of the ownership of every slot; raised at each start.
-    pub epoch: Epoch,
+    /// In whose name every slot is served: an epoch above that of every earlier run, and the incarnation of this one,
+    /// registered in the store. The default is for stores that no other run has seen.
+    pub tenure: Tenure,
     /// Bounds of a room. The seed of its hashes is set when the workers are made.
     pub room: Config,
     /// Rooms held open in the process. Above it the longest unused one that nobody listens to is closed; if there is
@@ -23,7 +24,7 @@ pub struct Options {
     pub idle: Duration,
     /// Batches that wait in a worker's inbox; full: the sender gets its batch back and answers 112 itself.
     pub inbox_batches: usize,
-    /// Loads and reads that one worker has under way in the store; further ones wait their turn.
+    /// Reads that one worker has under way in the store; further ones wait their turn.
     pub reads: usize,
     /// Appends under way when the drain begins are waited for so long.
     pub drain_deadline: Duration,
@@ -34,7 +35,7 @@ impl Default for Options {
         Self {
             workers: 1,
             slots: SlotCount::DEFAULT,
-            epoch: Epoch(1),
+            tenure: Tenure { epoch: Epoch(1), incarnation: Incarnation(1) },
             room: Config::default(),
             open_rooms: 200_000,
             idle: Duration::from_secs(600),

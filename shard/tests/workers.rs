@@ -5,15 +5,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use banyan_proto::codes::Code;
-use banyan_proto::id::{Origin, RoomId, Seq, UserId};
+use banyan_proto::id::{Epoch, Incarnation, Origin, RoomId, Seq, Tenure, UserId};
 use banyan_proto::link::{
     Answer, FromShard, LinkId, Person, RoomCall, RoomCommand, Ticket, ToShard, ToShardBatch,
 };
 use banyan_proto::v1;
 use banyan_proto::v1::server_frame::Body;
-use banyan_shard::{Handle, Options, build};
+use banyan_shard::{End, Handle, Options, build};
+use banyan_storage::log_store::Span;
 use banyan_storage::memory::Fault;
-use banyan_storage::{Embedded, Memory, NotDone, RoomLog, embedded};
+use banyan_storage::{Embedded, LogStore, Memory, NotDone, embedded};
+use banyan_storage::{Range, ReadLimit, Row};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
@@ -23,7 +25,7 @@ struct World {
     handle: Handle,
     links: Vec<mpsc::Receiver<Vec<FromShard>>>,
     waiting: Vec<Vec<FromShard>>,
-    workers: Vec<JoinHandle<()>>,
+    workers: Vec<JoinHandle<End>>,
     drain: CancellationToken,
     store: Memory,
     next: u64,
@@ -57,7 +59,13 @@ impl World {
     }
 
     /// With a memory store that is not used: for tests of another one.
-    fn on(log: Arc<dyn RoomLog>, store: Memory, options: Options, links: usize, link_batches: usize) -> Self {
+    fn on(
+        log: Arc<dyn LogStore>,
+        store: Memory,
+        options: Options,
+        links: usize,
+        link_batches: usize,
+    ) -> Self {
         let (senders, links): (Vec<_>, Vec<_>) = (0..links).map(|_| mpsc::channel(link_batches)).unzip();
         let (handle, workers) = build(options, log, senders);
         let drain = CancellationToken::new();
@@ -102,6 +110,25 @@ impl World {
         let ticket = self.call(link, user, room_id, command);
         self.answer(link, ticket).await
     }
+}
+
+/// The log of a room, whatever segments it lies in.
+async fn stored(store: &dyn LogStore, id: &str) -> Vec<Row> {
+    let records = store.segments(room(id)).await.unwrap();
+    let next = records.iter().skip(1).map(|record| Seq(record.first_seq.0 - 1)).chain([Seq(u64::MAX)]);
+    let spans = records
+        .iter()
+        .zip(next)
+        .map(|(record, last)| Span {
+            segment: record.id,
+            bucket: record.bucket,
+            first: record.first_seq,
+            last,
+        })
+        .filter(|span| span.first <= span.last)
+        .collect();
+    let limit = ReadLimit { events: 1_000, bytes: 1 << 20 };
+    store.rows(room(id), spans, Range::after(Seq(0)), limit).await.unwrap().rows
 }
 
 #[track_caller]
@@ -156,7 +183,7 @@ async fn a_send_reaches_both_links_in_order_and_its_answer_comes_last() {
     }
     assert_eq!(got, [(3, "one".to_owned()), (4, "two".to_owned())]);
     assert_eq!(sent(&world.answer(1, second).await), (4, false));
-    assert_eq!(world.store.rows(&room("r")).len(), 4);
+    assert_eq!(stored(&world.store, "r").await.len(), 4);
 }
 
 #[tokio::test(start_paused = true)]
@@ -165,7 +192,7 @@ async fn an_append_of_unknown_outcome_is_settled_by_the_same_rows() {
     world.ask(0, "alice", "r", create(true, &[])).await;
     for fault in [Fault::UnknownApplied, Fault::UnknownLost, Fault::UnknownLate] {
         world.store.faults().fail_next(fault);
-        let seq = world.store.rows(&room("r")).len() as u64 + 1;
+        let seq = stored(&world.store, "r").await.len() as u64 + 1;
         let id = format!("{fault:?}");
         assert_eq!(sent(&world.ask(0, "alice", "r", text(&id, "x")).await), (seq, false));
         assert_eq!(sent(&world.ask(0, "alice", "r", text(&id, "x")).await), (seq, true));
@@ -242,10 +269,12 @@ async fn a_drain_completes_what_is_in_flight_writes_marks_and_ends() {
     world.store.faults().release();
     assert_eq!(sent(&world.answer(0, slow).await), (2, false));
     for worker in std::mem::take(&mut world.workers) {
-        timeout(Duration::from_secs(1), worker).await.unwrap().unwrap();
+        assert_eq!(timeout(Duration::from_secs(1), worker).await.unwrap().unwrap(), End::Drained);
     }
-    let loaded = world.store.load_room(room("r")).await.unwrap().unwrap();
-    assert_eq!((loaded.head, loaded.members[0].1.seen), (Seq(2), Seq(2)));
+    let (members, _) = world.store.members(room("r"), None, 10).await.unwrap();
+    assert_eq!((stored(&world.store, "r").await.len(), members[0].1.seen), (2, Seq(2)));
+    // Closed, and its end written: the next owner may read it as it stands.
+    assert_eq!(world.store.said(room("r")).await.unwrap().unwrap().head, Seq(2));
 }
 
 #[tokio::test(start_paused = true)]
@@ -344,16 +373,52 @@ async fn a_link_that_is_gone_holds_no_room_open() {
     assert_eq!(refused(&world.ask(0, "alice", "r2", RoomCommand::Summary).await), Code::UnknownRoom);
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_worker_whose_node_was_fenced_says_nothing_more_and_ends() {
+    for later in [false, true] {
+        let mut world = World::new(Options::default(), 1, 64);
+        world.store.faults().answer_fence_reads_later(later);
+        world.ask(0, "alice", "r", create(true, &[])).await;
+        world.store.write_fence(Options::default().tenure.incarnation).await.unwrap();
+        world.call(0, "alice", "r", text("a", "x"));
+        let worker = world.workers.pop().unwrap();
+        assert_eq!(timeout(Duration::from_secs(1), worker).await.unwrap().unwrap(), End::Fenced);
+        assert!(world.links[0].try_recv().is_err(), "stored, and not said");
+        assert_eq!(stored(&world.store, "r").await.len(), 2);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_that_cannot_read_its_fence_waits_and_then_ends() {
+    let mut world = World::new(Options::default(), 1, 64);
+    world.ask(0, "alice", "r", create(true, &[])).await;
+    let faults = world.store.faults();
+    faults.fail_fence_reads(Some(banyan_storage::Error::Closed));
+    let send = world.call(0, "alice", "r", text("a", "x"));
+    tokio::time::sleep(Duration::from_millis(1_900)).await;
+    faults.fail_fence_reads(None);
+    assert_eq!(sent(&world.answer(0, send).await), (2, false));
+
+    faults.fail_fence_reads(Some(banyan_storage::Error::Closed));
+    world.call(0, "alice", "r", text("b", "x"));
+    let worker = world.workers.pop().unwrap();
+    assert_eq!(timeout(Duration::from_secs(3), worker).await.unwrap().unwrap(), End::Stuck);
+    assert!(world.links[0].try_recv().is_err());
+}
+
 #[tokio::test]
 async fn what_was_acked_is_there_after_a_restart_of_the_embedded_store() {
     let directory = tempfile::tempdir().unwrap();
-    for round in 0..3 {
-        let mut options = embedded::Options::new(directory.path().join("log"));
+    for round in 0..3_u64 {
+        let mut at = embedded::Options::new(directory.path().join("log"));
         // The test is not about the machine's free space.
-        options.min_free_bytes = 0;
-        let store = Arc::new(Embedded::open(options).unwrap());
-        let log: Arc<dyn RoomLog> = Arc::<Embedded>::clone(&store);
-        let mut world = World::on(log, Memory::new(), Options { workers: 2, ..Options::default() }, 1, 64);
+        at.min_free_bytes = 0;
+        let store = Arc::new(Embedded::open(at).unwrap());
+        let log: Arc<dyn LogStore> = Arc::<Embedded>::clone(&store);
+        // Another run: no name of an earlier one is used again.
+        let tenure = Tenure { epoch: Epoch(1 + round), incarnation: Incarnation(1 + u128::from(round)) };
+        let options = Options { workers: 2, tenure, ..Options::default() };
+        let mut world = World::on(log, Memory::new(), options, 1, 64);
         for room_id in ["r1", "r2"] {
             let Answer::Body(made) = world.ask(0, "alice", room_id, create(true, &["bob"])).await else {
                 panic!("not made");

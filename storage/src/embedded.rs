@@ -5,8 +5,9 @@
 //! a failed write never ends the process, and never turns into a wrong answer.
 //! Does not: run anything on a caller's thread beyond putting it into a queue.
 //!
-//! **Disk.** While less than [`Options::min_free_bytes`] is free, appends with rows and new users and logins are refused; reads, leaving and
-//! logging out go on. The engine needs space behind the scenes too (it rewrites tables), which is what the reserve is for.
+//! **Disk.** While less than [`Options::min_free_bytes`] is free, new rows, users and logins are refused; reads, leaving, logging
+//! out and what opens a room go on, to half of it; what owners write about themselves, without which nothing can be read, to
+//! 1 MiB. The engine needs space behind the scenes too (it rewrites tables), which is what the reserve is for.
 //!
 //! **Memory**, at most: the cache, up to four memtables of `memtable_bytes` while writing hard (one when idle, as far as it is filled),
 //! queues of 64 MiB. Measured with the defaults: 1 MB when new, 30 MB after a start that reads a full journal, 155 MB while writing 200,000 rows of
@@ -17,6 +18,7 @@ mod codec;
 mod crash_tests;
 mod directory;
 mod engine;
+mod fences;
 mod journal;
 mod queue;
 mod readers;
@@ -25,21 +27,24 @@ mod writer;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
-use banyan_proto::id::{Epoch, RoomId, UnixMs, UserId};
+use banyan_proto::id::{Epoch, Incarnation, RoomId, SlotId, UnixMs, UserId};
 use tokio::sync::mpsc;
 
 use crate::accounts::{Accounts, Creation, LoginRow, TEXT_MAX, UserRow};
+use crate::log_store::{Answered, LogStore, RoomWrite, Said, SegmentRecord, SlotOwner, Span};
 use crate::metrics::{Metrics, ReadMetrics};
-use crate::room_log::{
-    Append, Completion, LoadedRoom, Marks, MemberPage, MemberRow, Page, Range, ReadLimit, RoomLog, RoomPage,
-};
+use crate::outcome::Completion;
+use crate::page::{MemberPage, Page, Range, ReadLimit, RoomPage};
+use crate::row::{Marks, MemberRow, RoomRow};
 use crate::{BoxFuture, Error};
 use directory::Directory;
 use engine::Engine;
+use fences::Fences;
 use queue::{Op, Queue, Reply};
 use readers::Readers;
 use writer::{Health, Writer};
@@ -49,7 +54,7 @@ use writer::{Health, Writer};
 pub struct Options {
     /// Its own: nothing else may be in it.
     pub directory: PathBuf,
-    /// Appends are refused while less is free. 64 MiB: more than the engine has under way at any moment on a small machine.
+    /// Rows are refused while less is free. 64 MiB: more than the engine has under way at any moment on a small machine.
     pub min_free_bytes: u64,
     /// Blocks of tables kept in memory. 32 MiB hold the newest pages of thousands of rooms.
     pub cache_bytes: u64,
@@ -80,6 +85,11 @@ pub enum OpenError {
         "{} has format {found} and was written by a newer release; this one reads formats up to {supported}", path.display()
     )]
     NewerFormat { path: PathBuf, found: u32, supported: u32 },
+    #[error(
+        "{} has format {found}, from before the first release, and this one reads formats from {oldest} on; \
+         move the directory away and start with an empty one", path.display()
+    )]
+    OlderFormat { path: PathBuf, found: u32, oldest: u32 },
     #[error("{} is not a store of ours (there is {entry:?} in it); choose an empty or missing directory", path.display())]
     NotOurs { path: PathBuf, entry: String },
     #[error("{}: {source}", path.display())]
@@ -119,11 +129,12 @@ pub struct Embedded {
     queue: Arc<Queue>,
     readers: Readers,
     health: Arc<Health>,
+    fences: Arc<Fences>,
+    closed: AtomicBool,
     read_metrics: ReadMetrics,
     writer: Mutex<Option<JoinHandle<()>>>,
     directory: PathBuf,
     min_free_bytes: u64,
-    epoch: Epoch,
 }
 
 impl Embedded {
@@ -133,7 +144,8 @@ impl Embedded {
         let directory = Directory::open(&options.directory, make)?;
         journal::check(&directory.store(), journal::Tail::Trust)?;
         let engine = Engine::open(&directory.store(), &options)?;
-        let epoch = engine.raise_epoch()?;
+        let fences = Arc::new(Fences::default());
+        fences.extend(engine.fences().map_err(|error| OpenError::Damaged(error.to_string()))?);
         let shared = Arc::new(RwLock::new(Some(engine)));
         let metrics = Arc::new(Metrics::new());
         let queue = Arc::new(Queue::new(Arc::clone(&metrics)));
@@ -141,8 +153,15 @@ impl Embedded {
         let readers = Readers::start(options.reader_threads, &shared).map_err(OpenError::Thread)?;
         let path = directory.path().to_owned();
         let min_free_bytes = options.min_free_bytes;
-        let writer =
-            Writer::new(Arc::clone(&queue), shared, directory, options, metrics, Arc::clone(&health));
+        let writer = Writer::new(
+            Arc::clone(&queue),
+            shared,
+            directory,
+            options,
+            metrics,
+            Arc::clone(&health),
+            Arc::clone(&fences),
+        );
         let writer = std::thread::Builder::new()
             .name("store-write".to_owned())
             .spawn({
@@ -157,22 +176,18 @@ impl Embedded {
                 }
             })
             .map_err(OpenError::Thread)?;
-        tracing::info!(directory = %path.display(), epoch = epoch.0, "store open");
+        tracing::info!(directory = %path.display(), "store open");
         Ok(Self {
             queue,
             readers,
             health,
+            fences,
+            closed: AtomicBool::new(false),
             read_metrics: ReadMetrics::new(),
             writer: Mutex::new(Some(writer)),
             directory: path,
             min_free_bytes,
-            epoch,
         })
-    }
-
-    /// How many times this store has been opened, this time included: the epoch of whoever owns its rooms now.
-    pub fn epoch(&self) -> Epoch {
-        self.epoch
     }
 
     /// Asks the file system; call it a few times a second at most.
@@ -191,6 +206,7 @@ impl Embedded {
     /// Writes what waits, answers it, ends the threads and gives up the directory. Blocks. What comes later is refused as closed.
     /// Dropping the store does the same.
     pub fn close(&self) {
+        self.closed.store(true, Ordering::Relaxed);
         self.queue.close();
         self.readers.close();
         let writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -219,23 +235,35 @@ impl Drop for Embedded {
     }
 }
 
-impl RoomLog for Embedded {
-    fn append(&self, group: Vec<Append>, done: &mpsc::Sender<Vec<Completion>>) {
-        self.queue.append(group, done);
+impl LogStore for Embedded {
+    fn write(&self, group: Vec<RoomWrite>, done: &mpsc::Sender<Vec<Completion>>) {
+        self.queue.write(group, done);
     }
 
-    fn put_marks(&self, group: Vec<(RoomId, UserId, Marks)>) {
-        self.queue.put_marks(group, now());
-    }
-
-    fn load_room(&self, room: RoomId) -> BoxFuture<'static, Result<Option<LoadedRoom>, Error>> {
+    fn segments(&self, room: RoomId) -> BoxFuture<'static, Result<Vec<SegmentRecord>, Error>> {
         self.read_metrics.room.increment(1);
-        self.readers.ask(&self.read_metrics.refused, move |engine| engine.load_room(&room))
+        self.readers.ask(&self.read_metrics.refused, move |engine| engine.segments(&room))
     }
 
-    fn read(&self, room: RoomId, range: Range, limit: ReadLimit) -> BoxFuture<'static, Result<Page, Error>> {
+    fn said(&self, room: RoomId) -> BoxFuture<'static, Result<Option<Said>, Error>> {
+        self.read_metrics.room.increment(1);
+        self.readers.ask(&self.read_metrics.refused, move |engine| engine.said(&room))
+    }
+
+    fn rows(
+        &self,
+        room: RoomId,
+        spans: Vec<Span>,
+        range: Range,
+        limit: ReadLimit,
+    ) -> BoxFuture<'static, Result<Page, Error>> {
         self.read_metrics.log.increment(1);
-        self.readers.ask(&self.read_metrics.refused, move |engine| engine.read(&room, range, limit))
+        self.readers.ask(&self.read_metrics.refused, move |engine| engine.rows(&room, &spans, range, limit))
+    }
+
+    fn room_row(&self, room: RoomId) -> BoxFuture<'static, Result<Option<RoomRow>, Error>> {
+        self.read_metrics.room.increment(1);
+        self.readers.ask(&self.read_metrics.refused, move |engine| engine.room_row(room))
     }
 
     fn member(
@@ -267,6 +295,53 @@ impl RoomLog for Embedded {
         self.read_metrics.user_rooms.increment(1);
         self.readers
             .ask(&self.read_metrics.refused, move |engine| engine.user_rooms(&user, after.as_ref(), limit))
+    }
+
+    fn put_marks(&self, group: Vec<(RoomId, UserId, Marks)>) {
+        self.queue.put_marks(group, now());
+    }
+
+    fn write_fence(&self, incarnation: Incarnation) -> BoxFuture<'static, Result<(), Error>> {
+        self.op(Op::Fence(incarnation), done)
+    }
+
+    /// Always [`Answered::Now`]: one process has the directory, so what it has read and written is all there is.
+    fn is_fenced(&self, incarnation: Incarnation) -> Answered<Result<bool, Error>> {
+        Answered::Now(if self.closed.load(Ordering::Relaxed) {
+            Err(Error::Closed)
+        } else {
+            Ok(self.fences.contains(incarnation))
+        })
+    }
+
+    fn register_incarnation(
+        &self,
+        incarnation: Incarnation,
+        node: String,
+    ) -> BoxFuture<'static, Result<(), Error>> {
+        if let Some(refused) = refuse_long(&[Some(&node)]) {
+            return refused;
+        }
+        self.op(Op::Register(incarnation, node), done)
+    }
+
+    fn incarnations(&self) -> BoxFuture<'static, Result<Vec<(Incarnation, String)>, Error>> {
+        self.read_metrics.owners.increment(1);
+        self.readers.ask(&self.read_metrics.refused, Engine::incarnations)
+    }
+
+    fn put_slot_owner(
+        &self,
+        slot: SlotId,
+        owner: SlotOwner,
+        closes: Option<(Epoch, Incarnation)>,
+    ) -> BoxFuture<'static, Result<(), Error>> {
+        self.op(Op::PutSlotOwner { slot, owner, closes }, done)
+    }
+
+    fn slot_owners(&self, slot: SlotId) -> BoxFuture<'static, Result<Vec<SlotOwner>, Error>> {
+        self.read_metrics.owners.increment(1);
+        self.readers.ask(&self.read_metrics.refused, move |engine| engine.slot_owners(slot))
     }
 }
 

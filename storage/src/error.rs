@@ -1,4 +1,4 @@
-//! Why a store could not answer. (Appends have their own word, [`crate::Outcome`].)
+//! Why a store could not answer. (Writes to rooms have their own word, [`crate::Outcome`].)
 
 /// Everything but [`Error::Unknown`] is definite: nothing was written and nothing will be.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

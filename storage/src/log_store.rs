@@ -9,12 +9,17 @@ use std::fmt::{self, Debug};
 use banyan_proto::id::{Bucket, Epoch, Incarnation, LogId, RoomId, SegmentId, Seq, SlotId, UserId};
 use tokio::sync::mpsc;
 
-use crate::room_log::{
-    Completion, Derived, Marks, MemberPage, MemberRow, Page, Range, ReadLimit, RoomPage, RoomRow, Row,
-};
+use crate::outcome::Completion;
+use crate::page::{MemberPage, Page, Range, ReadLimit, RoomPage};
+use crate::row::{Derived, Marks, MemberRow, RoomRow, Row};
 use crate::{BoxFuture, Error};
 
-/// Records of one room that a read gives back at most; a room with more cannot be opened, and says so.
+/// Rows that a batch may hold at most. The owner gathers up to 128; the rest is margin.
+pub const BATCH_ROWS_MAX: usize = 1_024;
+/// Bytes of events, and of what they change beside the log, that a batch may hold at most. The owner gathers up to 256 KiB.
+pub const BATCH_BYTES_MAX: usize = 4 << 20;
+/// Records of one room with which it can be opened; a read gives back one more, so that who opens it sees that there are
+/// more, and says so.
 pub const SEGMENTS_MAX: usize = 10_000;
 
 /// One segment of a room's log: `segments ((chat_id), epoch, part)`. Written once, with one content.
@@ -76,6 +81,65 @@ pub struct RoomWrite {
     pub write: Write,
 }
 
+impl RoomWrite {
+    /// About what it holds, for the bounds of queues and commits.
+    pub(crate) fn bytes(&self) -> usize {
+        match &self.write {
+            Write::Rows { rows, .. } => rows.iter().map(row_bytes).sum(),
+            Write::Derived(derived) => derived_bytes(derived),
+            Write::Record(_) | Write::Said(_) => 0,
+        }
+    }
+
+    pub(crate) fn rows(&self) -> &[Row] {
+        match &self.write {
+            Write::Rows { rows, .. } => rows,
+            Write::Record(_) | Write::Derived(_) | Write::Said(_) => &[],
+        }
+    }
+
+    /// More than any owner gathers: [`crate::NotDone::TooLarge`].
+    pub(crate) fn is_too_large(&self) -> bool {
+        self.rows().len() > BATCH_ROWS_MAX || self.bytes() > BATCH_BYTES_MAX
+    }
+
+    /// The owner numbers rows and segments; what is wrong here is a bug of ours, not a fault of the disk.
+    pub(crate) fn assert_sound(&self) {
+        let room = &self.room;
+        match &self.write {
+            Write::Rows { segment, rows, .. } => {
+                let first = rows.first().unwrap_or_else(|| panic!("{room}: a batch of {segment:?} is empty"));
+                assert!(first.seq.0 > 0, "{room}: there is no event 0");
+                for pair in rows.windows(2) {
+                    assert_eq!(pair[0].seq.next(), pair[1].seq, "{room}: rows of a batch are not dense");
+                }
+            }
+            Write::Record(record) => {
+                assert!(record.prev < Some(record.id), "{room}: {:?} continues a later one", record.id);
+            }
+            Write::Derived(derived) => {
+                let own = derived.room.as_ref().is_none_or(|row| row.room == *room);
+                assert!(own, "{room}: the row of another room");
+            }
+            Write::Said(_) => {}
+        }
+    }
+}
+
+fn row_bytes(row: &Row) -> usize {
+    row.event.len() + row.derived.as_deref().map_or(0, derived_bytes)
+}
+
+fn derived_bytes(derived: &Derived) -> usize {
+    /// Numbers and lengths of a row.
+    const FIXED: usize = 48;
+    let room = derived.room.as_ref().map_or(0, |row| FIXED + row.name.len());
+    let members = derived.members.iter();
+    room + members
+        .map(|row| FIXED + row.user.as_str().len() + row.name.len() + 16 * row.out.len())
+        .sum::<usize>()
+}
+
 /// One run of a node that has owned a slot: `slot_owners ((slot), epoch, incarnation) {closed}`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SlotOwner {
@@ -89,6 +153,16 @@ pub struct SlotOwner {
 pub enum Answered<T> {
     Now(T),
     Later(BoxFuture<'static, T>),
+}
+
+impl<T> Answered<T> {
+    /// The answer, waited for if need be.
+    pub async fn get(self) -> T {
+        match self {
+            Self::Now(answer) => answer,
+            Self::Later(answer) => answer.await,
+        }
+    }
 }
 
 impl<T> Debug for Answered<T> {
@@ -105,18 +179,23 @@ impl<T> Debug for Answered<T> {
 /// `Ok` and [`crate::Outcome::Done`] mean: at quorum, and no power cut takes it back. An error of a write outside
 /// [`Self::write`] means unknown: say the same again.
 pub trait LogStore: Send + Sync + Debug + 'static {
-    /// Writes each entry and answers each ticket once through `done`, in messages of several (a wake each).
+    /// Carries out each write and answers each ticket once through `done`, in messages of several (a wake each).
     ///
-    /// Never blocks. Entries of one call may reach the store in any order; who needs an order waits for completions.
+    /// Never blocks. A full `done` is tried again by the store and loses nothing; what waits there is bounded by what the
+    /// caller has in flight. A dropped receiver drops completions. Writes of one call may reach the store in any order; who
+    /// needs an order waits for completions. [`crate::NotDone`] is said only where no earlier try of the very same write was
+    /// left unknown.
     fn write(&self, group: Vec<RoomWrite>, done: &mpsc::Sender<Vec<Completion>>);
 
-    /// Every segment record of a room, in order of their ids. Empty: nothing was ever written to it.
+    /// Every segment record of a room, in order of their ids; the first [`SEGMENTS_MAX`] and one more if there are more.
+    /// Empty: nothing was ever written to it.
     fn segments(&self, room: RoomId) -> BoxFuture<'static, Result<Vec<SegmentRecord>, Error>>;
 
     fn said(&self, room: RoomId) -> BoxFuture<'static, Result<Option<Said>, Error>>;
 
     /// Rows of the spans (ascending, not overlapping) within `range`, ascending in the answer; `limit` cuts from the
-    /// side that the range names. Holes are left as holes: who reads knows what must be there.
+    /// side that the range names, and is itself cut to [`crate::page::READ_MAX`]. Holes are left as holes: who reads
+    /// knows what must be there.
     fn rows(
         &self,
         room: RoomId,
@@ -133,7 +212,7 @@ pub trait LogStore: Send + Sync + Debug + 'static {
         user: UserId,
     ) -> BoxFuture<'static, Result<Option<(MemberRow, Marks)>, Error>>;
 
-    /// Members, present and past, by user id, and whether there are more.
+    /// Members, present and past, by user id, and whether there are more. `limit` is cut to [`crate::page::PAGE_MAX`].
     fn members(
         &self,
         room: RoomId,
@@ -141,7 +220,8 @@ pub trait LogStore: Send + Sync + Debug + 'static {
         limit: usize,
     ) -> BoxFuture<'static, Result<MemberPage, Error>>;
 
-    /// Rooms of which the user is a member now, by id, and whether there are more.
+    /// Rooms of which the user is a member now, by id, and whether there are more. `limit` is cut to
+    /// [`crate::page::PAGE_MAX`].
     fn user_rooms(
         &self,
         user: UserId,
@@ -149,7 +229,8 @@ pub trait LogStore: Send + Sync + Debug + 'static {
         limit: usize,
     ) -> BoxFuture<'static, Result<RoomPage, Error>>;
 
-    /// Raises marks; what is lower than stored changes nothing. Not durable by itself.
+    /// Raises marks; what is lower than stored changes nothing. Not durable by itself: written within a second. When too many
+    /// wait, further ones are dropped and counted: callers state marks again.
     fn put_marks(&self, group: Vec<(RoomId, UserId, Marks)>);
 
     // ---------------------------------------------------------------- owners
@@ -169,7 +250,8 @@ pub trait LogStore: Send + Sync + Debug + 'static {
 
     fn incarnations(&self) -> BoxFuture<'static, Result<Vec<(Incarnation, String)>, Error>>;
 
-    /// Writes the row of an owner and, in the same batch, marks the row of the one it replaced as closed.
+    /// Writes the row of an owner and, in the same batch, marks the row of the one it replaced as closed; that row is made if
+    /// it is not there yet. What is closed stays closed, whatever arrives later.
     fn put_slot_owner(
         &self,
         slot: SlotId,
@@ -177,5 +259,6 @@ pub trait LogStore: Send + Sync + Debug + 'static {
         closes: Option<(Epoch, Incarnation)>,
     ) -> BoxFuture<'static, Result<(), Error>>;
 
+    /// By epoch and incarnation.
     fn slot_owners(&self, slot: SlotId) -> BoxFuture<'static, Result<Vec<SlotOwner>, Error>>;
 }

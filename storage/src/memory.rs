@@ -1,23 +1,24 @@
 //! A store without a disk, for tests: the same traits over ordered maps, and faults on request.
 //!
-//! Stricter than the others: an append that leaves a hole in a room's log, or gives a seq a second content, is a bug of
-//! the room's owner and panics with the room's name.
+//! Stricter than the others: a second content for one name (a segment; a segment's seq) is a bug of the room's owner and panics
+//! with the room's name.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use banyan_proto::id::{RoomId, Seq, UnixMs, UserId};
+use banyan_proto::id::{Bucket, Epoch, Incarnation, RoomId, SegmentId, Seq, SlotId, UnixMs, UserId};
 use tokio::sync::mpsc;
 
 use crate::accounts::{Accounts, Creation, LoginRow, SWEEP_MAX, TEXT_MAX, UserRow};
-use crate::room_log::{
-    APPEND_BYTES_MAX, APPEND_ROWS_MAX, Append, Completion, LoadedRoom, MEMBERS_LOADED_MAX, Marks, MemberPage,
-    MemberRow, NotDone, Outcome, PAGE_MAX, Page, READ_MAX, Range, ReadLimit, RoomLog, RoomPage, RoomRow, Row,
-    TAIL, assert_dense,
+use crate::log_store::{
+    Answered, LogStore, RoomWrite, SEGMENTS_MAX, Said, SegmentRecord, SlotOwner, Span, Write,
 };
+use crate::outcome::{Completion, NotDone, Outcome};
+use crate::page::{MemberPage, PAGE_MAX, Page, READ_MAX, Range, ReadLimit, RoomPage};
+use crate::row::{Derived, Marks, MemberRow, RoomRow, Row};
 use crate::{BoxFuture, Error};
 
-/// What goes wrong with an append.
+/// What goes wrong with a write to a room.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
     NotDone(NotDone),
@@ -25,14 +26,16 @@ pub enum Fault {
     UnknownApplied,
     /// Answered as unknown; it is not there and never will be.
     UnknownLost,
-    /// Answered as unknown; it comes at [`Faults::apply_late`], unless the room has gone on by then.
+    /// Answered as unknown; it comes at [`Faults::apply_late`].
     UnknownLate,
 }
 
 #[derive(Debug, Default)]
 struct Room {
     row: Option<RoomRow>,
-    rows: BTreeMap<Seq, Row>,
+    segments: BTreeMap<SegmentId, SegmentRecord>,
+    rows: BTreeMap<(Bucket, SegmentId, Seq), Row>,
+    said: Option<Said>,
     members: BTreeMap<UserId, MemberRow>,
     marks: BTreeMap<UserId, Marks>,
 }
@@ -45,13 +48,28 @@ struct State {
     usernames: BTreeMap<String, UserId>,
     skeletons: BTreeMap<String, UserId>,
     logins: BTreeMap<String, LoginRow>,
+    fences: BTreeSet<Incarnation>,
+    incarnations: BTreeMap<Incarnation, String>,
+    /// The value: closed.
+    slot_owners: BTreeMap<SlotId, BTreeMap<(Epoch, Incarnation), bool>>,
     faults: VecDeque<Fault>,
-    /// Appends wait for [`Faults::step`].
+    /// Writes to rooms wait for [`Faults::step`].
     holding: bool,
-    held: VecDeque<(Append, mpsc::Sender<Vec<Completion>>)>,
-    late: Vec<Append>,
+    held: VecDeque<(RoomWrite, mpsc::Sender<Vec<Completion>>)>,
+    late: Vec<RoomWrite>,
     read_error: Option<Error>,
     write_error: Option<Error>,
+    fence_read_error: Option<Error>,
+    fence_reads_later: bool,
+    owner_write_error: Option<OwnerWriteError>,
+}
+
+/// Of fences, incarnations and slot owners.
+#[derive(Debug, Clone)]
+struct OwnerWriteError {
+    error: Error,
+    /// It is written all the same.
+    applied: bool,
 }
 
 /// See the module's text. Clones are the same store.
@@ -75,11 +93,6 @@ impl Memory {
         Faults(Arc::clone(&self.0))
     }
 
-    /// Every row of a room, for checkers.
-    pub fn rows(&self, room: &RoomId) -> Vec<Row> {
-        lock(&self.0).rooms.get(room).map(|room| room.rows.values().cloned().collect()).unwrap_or_default()
-    }
-
     fn ask<T: Send + 'static>(
         &self,
         question: impl FnOnce(&State) -> T,
@@ -89,7 +102,7 @@ impl Memory {
         Box::pin(std::future::ready(result))
     }
 
-    fn write<T: Send + 'static>(
+    fn write_account<T: Send + 'static>(
         &self,
         write: impl FnOnce(&mut State) -> Result<T, Error>,
     ) -> BoxFuture<'static, Result<T, Error>> {
@@ -100,29 +113,43 @@ impl Memory {
         };
         Box::pin(std::future::ready(result))
     }
+
+    fn write_owners(&self, write: impl FnOnce(&mut State)) -> BoxFuture<'static, Result<(), Error>> {
+        let mut state = lock(&self.0);
+        let fault = state.owner_write_error.clone();
+        if fault.as_ref().is_none_or(|fault| fault.applied) {
+            write(&mut state);
+        }
+        Box::pin(std::future::ready(fault.map_or(Ok(()), |fault| Err(fault.error))))
+    }
 }
 
 impl Faults {
-    /// The next append that is carried out meets this; several queue up.
+    /// The next write to a room that is carried out meets this; several queue up.
     pub fn fail_next(&self, fault: Fault) {
         lock(&self.0).faults.push_back(fault);
     }
 
-    /// From now on appends wait: nothing of them is stored or answered before [`Faults::step`].
+    /// From now on writes to rooms wait: nothing of them is stored or answered before [`Faults::step`].
     pub fn hold(&self) {
         lock(&self.0).holding = true;
     }
 
-    /// How many appends wait.
+    /// How many of them wait.
     pub fn held(&self) -> usize {
         lock(&self.0).held.len()
     }
 
-    /// Carries out the append that has waited longest. False: none waits.
+    /// Carries out the one that has waited longest. False: none waits.
     pub fn step(&self) -> bool {
+        self.step_at(0)
+    }
+
+    /// Carries out the one before which `waiting` others came: writes of one room may overtake each other. False: there is none.
+    pub fn step_at(&self, waiting: usize) -> bool {
         let mut state = lock(&self.0);
-        let Some((append, done)) = state.held.pop_front() else { return false };
-        let completion = carry_out(&mut state, append);
+        let Some((write, done)) = state.held.remove(waiting) else { return false };
+        let completion = carry_out(&mut state, write);
         drop(state);
         send(&done, vec![completion]);
         true
@@ -134,24 +161,32 @@ impl Faults {
         while self.step() {}
     }
 
-    /// Stores what [`Fault::UnknownLate`] held back, as far as it still fits behind its room's head. Returns how many did.
+    /// Stores what [`Fault::UnknownLate`] held back. Returns how many that were.
     pub fn apply_late(&self) -> usize {
         let mut state = lock(&self.0);
         let late = std::mem::take(&mut state.late);
-        let mut applied = 0;
-        for append in late {
-            let head = state.rooms.get(&append.room).and_then(|room| room.rows.keys().next_back().copied());
-            if append.rows.first().is_some_and(|row| row.seq == head.unwrap_or_default().next()) {
-                apply(&mut state, &append);
-                applied += 1;
-            }
-        }
-        applied
+        late.iter().for_each(|write| apply(&mut state, write));
+        late.len()
     }
 
     /// Every read answers so, until `None`.
     pub fn fail_reads(&self, error: Option<Error>) {
         lock(&self.0).read_error = error;
+    }
+
+    /// Every question whether somebody is fenced answers so, until `None`. (Others: [`Self::fail_reads`].)
+    pub fn fail_fence_reads(&self, error: Option<Error>) {
+        lock(&self.0).fence_read_error = error;
+    }
+
+    /// Such questions are answered by a future, as a store across a network would.
+    pub fn answer_fence_reads_later(&self, later: bool) {
+        lock(&self.0).fence_reads_later = later;
+    }
+
+    /// Every write of a fence, an incarnation or a slot's owner answers so, until `None`; `applied`: it is written all the same.
+    pub fn fail_owner_writes(&self, error: Option<Error>, applied: bool) {
+        lock(&self.0).owner_write_error = error.map(|error| OwnerWriteError { error, applied });
     }
 
     /// Every account write answers so, and does nothing, until `None`.
@@ -160,52 +195,66 @@ impl Faults {
     }
 }
 
-fn carry_out(state: &mut State, append: Append) -> Completion {
-    let bytes: usize = append.rows.iter().map(|row| row.event.len()).sum();
-    let outcome = if append.rows.len() > APPEND_ROWS_MAX || bytes > APPEND_BYTES_MAX {
+fn carry_out(state: &mut State, write: RoomWrite) -> Completion {
+    let ticket = write.ticket;
+    let outcome = if write.is_too_large() {
         Outcome::NotDone(NotDone::TooLarge)
     } else {
         match state.faults.pop_front() {
             Some(Fault::NotDone(why)) => Outcome::NotDone(why),
             Some(Fault::UnknownLost) => Outcome::Unknown,
             Some(Fault::UnknownLate) => {
-                let ticket = append.ticket;
-                state.late.push(append);
-                return Completion { ticket, outcome: Outcome::Unknown };
+                state.late.push(write);
+                Outcome::Unknown
             }
             fault @ (Some(Fault::UnknownApplied) | None) => {
-                apply(state, &append);
+                apply(state, &write);
                 if fault.is_some() { Outcome::Unknown } else { Outcome::Done }
             }
         }
     };
-    Completion { ticket: append.ticket, outcome }
+    Completion { ticket, outcome }
 }
 
-fn apply(state: &mut State, append: &Append) {
-    let room = state.rooms.entry(append.room.clone()).or_default();
-    for row in &append.rows {
-        match room.rows.get(&row.seq) {
-            Some(stored) => assert!(stored == row, "{}: a second content for seq {}", append.room, row.seq),
-            None => {
-                let head = room.rows.keys().next_back().copied().unwrap_or_default();
-                assert!(row.seq == head.next(), "{}: seq {} behind head {head}", append.room, row.seq);
-                room.rows.insert(row.seq, row.clone());
+fn apply(state: &mut State, RoomWrite { room: name, write, .. }: &RoomWrite) {
+    let room = state.rooms.entry(name.clone()).or_default();
+    match write {
+        Write::Record(record) => {
+            let stored = room.segments.entry(record.id).or_insert_with(|| record.clone());
+            assert!(stored == record, "{name}: a second content for the record of {:?}", record.id);
+        }
+        Write::Rows { segment, bucket, rows } => {
+            let known = room.segments.get(segment).is_none_or(|record| record.bucket == *bucket);
+            assert!(known, "{name}: rows of {segment:?} in a bucket that its record does not name");
+            for row in rows {
+                let stored = room.rows.entry((*bucket, *segment, row.seq)).or_insert_with(|| row.clone());
+                assert!(stored == row, "{name}: a second content for seq {} of {segment:?}", row.seq);
             }
         }
-    }
-    let Some(derived) = &append.derived else { return };
-    if let Some(row) = &derived.room {
-        room.row = Some(row.clone());
-    }
-    for member in &derived.members {
-        room.members.insert(member.user.clone(), member.clone());
-        let rooms = state.user_rooms.entry(member.user.clone()).or_default();
-        if member.role == 0 {
-            rooms.remove(&append.room);
-        } else {
-            rooms.insert(append.room.clone());
+        Write::Derived(derived) => {
+            let Derived { room: row, members } = &**derived;
+            if let Some(row) = row
+                && room.row.as_ref().is_none_or(|stored| stored.changed <= row.changed)
+            {
+                room.row = Some(row.clone());
+            }
+            for member in members {
+                if room.members.get(&member.user).is_none_or(|stored| stored.changed <= member.changed) {
+                    room.members.insert(member.user.clone(), member.clone());
+                    note_user_room(&mut state.user_rooms, name, member);
+                }
+            }
         }
+        Write::Said(said) => room.said = Some(*said),
+    }
+}
+
+fn note_user_room(user_rooms: &mut BTreeMap<UserId, BTreeSet<RoomId>>, room: &RoomId, member: &MemberRow) {
+    let rooms = user_rooms.entry(member.user.clone()).or_default();
+    if member.role == 0 {
+        rooms.remove(room);
+    } else {
+        rooms.insert(room.clone());
     }
 }
 
@@ -233,83 +282,95 @@ impl Room {
         (page, users.next().is_some())
     }
 
-    fn page(&self, range: Range, limit: ReadLimit) -> Page {
-        let (events, bytes) = (limit.events.min(READ_MAX.events), limit.bytes.min(READ_MAX.bytes));
-        let (mut rows, mut more, mut taken) = (Vec::new(), false, 0);
-        let mut take = |row: &Row| {
-            if rows.len() == events || (!rows.is_empty() && taken + row.event.len() > bytes) {
-                more = true;
-                return false;
-            }
-            taken += row.event.len();
-            rows.push(row.clone());
-            true
+    fn rows(&self, spans: &[Span], range: Range, limit: ReadLimit) -> Page {
+        let of = |span: &Span| {
+            let key = |seq| (span.bucket, span.segment, seq);
+            let whole = (span.first <= span.last).then(|| self.rows.range(key(span.first)..=key(span.last)));
+            whole.into_iter().flatten().map(|(_, row)| row)
         };
-        if events > 0 {
-            match range {
-                Range::After { after, through } => {
-                    let _all =
-                        self.rows.values().filter(|r| r.seq > after && r.seq <= through).all(&mut take);
-                }
-                Range::Before { before, above } => {
-                    let _all =
-                        self.rows.values().rev().filter(|r| r.seq < before && r.seq > above).all(&mut take);
-                    rows.reverse();
-                }
-            }
-        }
-        Page { rows, more }
+        page(spans.iter().flat_map(of), range, limit)
     }
 }
 
-impl RoomLog for Memory {
-    fn append(&self, group: Vec<Append>, done: &mpsc::Sender<Vec<Completion>>) {
-        group.iter().for_each(assert_dense);
+/// Of rows that ascend, the part that is asked for.
+fn page<'a>(all: impl DoubleEndedIterator<Item = &'a Row>, range: Range, limit: ReadLimit) -> Page {
+    let (events, bytes) = (limit.events.min(READ_MAX.events), limit.bytes.min(READ_MAX.bytes));
+    let (mut rows, mut more, mut taken) = (Vec::new(), false, 0);
+    let mut take = |row: &Row| {
+        if rows.len() == events || (!rows.is_empty() && taken + row.event.len() > bytes) {
+            more = true;
+            return false;
+        }
+        taken += row.event.len();
+        rows.push(row.clone());
+        true
+    };
+    if events > 0 {
+        match range {
+            Range::After { after, through } => {
+                let _all = all.filter(|r| r.seq > after && r.seq <= through).all(&mut take);
+            }
+            Range::Before { before, above } => {
+                let _all = all.rev().filter(|r| r.seq < before && r.seq > above).all(&mut take);
+                rows.reverse();
+            }
+        }
+    }
+    Page { rows, more }
+}
+
+/// Callers make spans from a chain of segments; wrong ones are a bug of ours.
+fn assert_ascending(room: &RoomId, spans: &[Span]) {
+    for pair in spans.windows(2) {
+        assert!(
+            pair[0].last < pair[1].first && pair[0].segment < pair[1].segment,
+            "{room}: spans overlap or do not ascend: {pair:?}"
+        );
+    }
+}
+
+impl LogStore for Memory {
+    fn write(&self, group: Vec<RoomWrite>, done: &mpsc::Sender<Vec<Completion>>) {
+        group.iter().for_each(RoomWrite::assert_sound);
         let mut state = lock(&self.0);
         if state.holding {
-            state.held.extend(group.into_iter().map(|append| (append, done.clone())));
+            state.held.extend(group.into_iter().map(|write| (write, done.clone())));
             return;
         }
-        let completions = group.into_iter().map(|append| carry_out(&mut state, append)).collect::<Vec<_>>();
+        let completions = group.into_iter().map(|write| carry_out(&mut state, write)).collect::<Vec<_>>();
         drop(state);
         if !completions.is_empty() {
             send(done, completions);
         }
     }
 
-    fn put_marks(&self, group: Vec<(RoomId, UserId, Marks)>) {
-        let mut state = lock(&self.0);
-        for (room, user, marks) in group {
-            let stored = state.rooms.entry(room).or_default().marks.entry(user).or_default();
-            *stored = stored.max(marks);
-        }
-    }
-
-    fn load_room(&self, room: RoomId) -> BoxFuture<'static, Result<Option<LoadedRoom>, Error>> {
-        let loaded = self.ask(|state| {
-            let Some(stored) = state.rooms.get(&room) else { return Ok(None) };
-            let tail = stored.page(Range::before(Seq(u64::MAX)), TAIL).rows;
-            let (row, last) = match (&stored.row, tail.last()) {
-                (Some(row), Some(last)) => (row.clone(), last),
-                (None, None) => return Ok(None),
-                _ => {
-                    return Err(Error::Corrupt(format!(
-                        "room {room} has events or a row of its own, not both"
-                    )));
-                }
-            };
-            let (head, n) = (last.seq, last.n);
-            let (members, more) = stored.members(None, MEMBERS_LOADED_MAX);
-            Ok(Some(LoadedRoom { row, head, n, members, members_complete: !more, tail }))
-        });
-        Box::pin(async move { loaded.await? })
-    }
-
-    fn read(&self, room: RoomId, range: Range, limit: ReadLimit) -> BoxFuture<'static, Result<Page, Error>> {
+    fn segments(&self, room: RoomId) -> BoxFuture<'static, Result<Vec<SegmentRecord>, Error>> {
         self.ask(|state| match state.rooms.get(&room) {
-            Some(room) => room.page(range, limit),
+            Some(room) => room.segments.values().take(SEGMENTS_MAX + 1).cloned().collect(),
+            None => Vec::new(),
+        })
+    }
+
+    fn said(&self, room: RoomId) -> BoxFuture<'static, Result<Option<Said>, Error>> {
+        self.ask(|state| state.rooms.get(&room)?.said)
+    }
+
+    fn rows(
+        &self,
+        room: RoomId,
+        spans: Vec<Span>,
+        range: Range,
+        limit: ReadLimit,
+    ) -> BoxFuture<'static, Result<Page, Error>> {
+        assert_ascending(&room, &spans);
+        self.ask(|state| match state.rooms.get(&room) {
+            Some(room) => room.rows(&spans, range, limit),
             None => Page { rows: Vec::new(), more: false },
         })
+    }
+
+    fn room_row(&self, room: RoomId) -> BoxFuture<'static, Result<Option<RoomRow>, Error>> {
+        self.ask(|state| state.rooms.get(&room)?.row.clone())
     }
 
     fn member(
@@ -345,6 +406,70 @@ impl RoomLog for Memory {
             (page, rooms.next().is_some())
         })
     }
+
+    fn put_marks(&self, group: Vec<(RoomId, UserId, Marks)>) {
+        let mut state = lock(&self.0);
+        for (room, user, marks) in group {
+            let stored = state.rooms.entry(room).or_default().marks.entry(user).or_default();
+            *stored = stored.max(marks);
+        }
+    }
+
+    fn write_fence(&self, incarnation: Incarnation) -> BoxFuture<'static, Result<(), Error>> {
+        self.write_owners(|state| {
+            state.fences.insert(incarnation);
+        })
+    }
+
+    fn is_fenced(&self, incarnation: Incarnation) -> Answered<Result<bool, Error>> {
+        let state = lock(&self.0);
+        let result =
+            state.fence_read_error.clone().map_or_else(|| Ok(state.fences.contains(&incarnation)), Err);
+        if state.fence_reads_later {
+            Answered::Later(Box::pin(std::future::ready(result)))
+        } else {
+            Answered::Now(result)
+        }
+    }
+
+    fn register_incarnation(
+        &self,
+        incarnation: Incarnation,
+        node: String,
+    ) -> BoxFuture<'static, Result<(), Error>> {
+        if let Err(error) = check_texts(&[Some(&node)]) {
+            return Box::pin(std::future::ready(Err(error)));
+        }
+        self.write_owners(|state| {
+            state.incarnations.insert(incarnation, node);
+        })
+    }
+
+    fn incarnations(&self) -> BoxFuture<'static, Result<Vec<(Incarnation, String)>, Error>> {
+        self.ask(|state| state.incarnations.iter().map(|(id, node)| (*id, node.clone())).collect())
+    }
+
+    fn put_slot_owner(
+        &self,
+        slot: SlotId,
+        owner: SlotOwner,
+        closes: Option<(Epoch, Incarnation)>,
+    ) -> BoxFuture<'static, Result<(), Error>> {
+        self.write_owners(|state| {
+            let owners = state.slot_owners.entry(slot).or_default();
+            *owners.entry((owner.epoch, owner.incarnation)).or_default() |= owner.closed;
+            if let Some(replaced) = closes {
+                owners.insert(replaced, true);
+            }
+        })
+    }
+
+    fn slot_owners(&self, slot: SlotId) -> BoxFuture<'static, Result<Vec<SlotOwner>, Error>> {
+        self.ask(|state| {
+            let owners = state.slot_owners.get(&slot).into_iter().flatten();
+            owners.map(|(&(epoch, incarnation), &closed)| SlotOwner { epoch, incarnation, closed }).collect()
+        })
+    }
 }
 
 fn check_texts(texts: &[Option<&String>]) -> Result<(), Error> {
@@ -354,7 +479,7 @@ fn check_texts(texts: &[Option<&String>]) -> Result<(), Error> {
 
 impl Accounts for Memory {
     fn create_user(&self, row: UserRow) -> BoxFuture<'static, Result<Creation, Error>> {
-        self.write(|state| {
+        self.write_account(|state| {
             check_texts(&row.texts())?;
             if let Some(stored) = state.users.get(&row.user) {
                 return Ok(if *stored == row { Creation::Created } else { Creation::IdTaken });
@@ -381,7 +506,7 @@ impl Accounts for Memory {
     }
 
     fn put_user(&self, mut row: UserRow) -> BoxFuture<'static, Result<(), Error>> {
-        self.write(|state| {
+        self.write_account(|state| {
             check_texts(&row.texts())?;
             match state.users.get(&row.user) {
                 Some(stored) => {
@@ -400,7 +525,7 @@ impl Accounts for Memory {
     }
 
     fn put_login(&self, row: LoginRow) -> BoxFuture<'static, Result<(), Error>> {
-        self.write(|state| {
+        self.write_account(|state| {
             check_texts(&[Some(&row.login)])?;
             state.logins.insert(row.login.clone(), row);
             Ok(())
@@ -412,21 +537,21 @@ impl Accounts for Memory {
     }
 
     fn end_login(&self, login: &str) -> BoxFuture<'static, Result<(), Error>> {
-        self.write(|state| {
+        self.write_account(|state| {
             state.logins.remove(login);
             Ok(())
         })
     }
 
     fn end_all_logins(&self, user: &UserId) -> BoxFuture<'static, Result<(), Error>> {
-        self.write(|state| {
+        self.write_account(|state| {
             state.logins.retain(|_, login| login.user != *user);
             Ok(())
         })
     }
 
     fn sweep_logins(&self, now: UnixMs) -> BoxFuture<'static, Result<usize, Error>> {
-        self.write(|state| {
+        self.write_account(|state| {
             let expired = state.logins.values().filter(|login| login.expires_at <= now).take(SWEEP_MAX);
             let expired: Vec<_> = expired.map(|login| login.login.clone()).collect();
             for login in &expired {
@@ -439,99 +564,145 @@ impl Accounts for Memory {
 
 #[cfg(test)]
 mod tests {
-    use banyan_proto::id::{LogId, Origin};
     use bytes::Bytes;
 
     use super::*;
-    use crate::room_log::Derived;
+    use crate::contract::log::{derived, record, rows, segment, span, write, write_all};
+    use crate::contract::{member, room, user, wait};
 
-    fn append(ticket: u64, seq: u64, event: &'static str) -> Append {
-        let room = RoomId::parse("r").unwrap();
-        let row = RoomRow {
-            room: room.clone(),
-            log: LogId(1),
-            kind: 1,
-            public: true,
-            lazy: false,
-            name: String::new(),
-            created_at: UnixMs(1),
-            counted_members: 0,
-            floor: Seq(0),
-            changed: Seq(0),
-        };
-        let event = Bytes::from_static(event.as_bytes());
-        let rows = vec![Row {
-            seq: Seq(seq),
-            batch_first: Seq(seq),
-            n: seq,
-            origin: Origin(1),
-            event,
-            derived: None,
-        }];
-        Append {
-            ticket,
-            room,
-            rows,
-            derived: Some(Box::new(Derived { room: Some(row), members: Vec::new() })),
-        }
+    fn one(memory: &Memory, write: Write) -> Outcome {
+        write_all(memory, vec![RoomWrite { ticket: 1, room: room("r"), write }])[0]
+    }
+
+    fn count(memory: &Memory) -> usize {
+        let spans = vec![span(segment(1, 0), 0, 1, u64::MAX)];
+        let all = ReadLimit { events: 100, bytes: 1 << 20 };
+        wait(LogStore::rows(memory, room("r"), spans, Range::after(Seq(0)), all)).unwrap().rows.len()
     }
 
     #[test]
-    fn faults_happen_as_asked() {
+    fn faults_meet_every_kind_of_write() {
         let memory = Memory::new();
-        let (done, mut completions) = mpsc::channel(1);
-        let mut outcome = |memory: &Memory, append: Append| {
-            memory.append(vec![append], &done);
-            completions.blocking_recv().unwrap()[0].outcome
-        };
-        let head = |memory: &Memory| memory.rows(&RoomId::parse("r").unwrap()).len();
         let faults = memory.faults();
+        let batch = |from, to| rows(&room("r"), segment(1, 0), 0, from, to);
         faults.fail_next(Fault::NotDone(NotDone::Full));
-        assert_eq!(outcome(&memory, append(1, 1, "a")), Outcome::NotDone(NotDone::Full));
-        assert_eq!(head(&memory), 0);
+        assert_eq!(one(&memory, batch(1, 2)), Outcome::NotDone(NotDone::Full));
         faults.fail_next(Fault::UnknownLost);
-        assert_eq!(outcome(&memory, append(2, 1, "a")), Outcome::Unknown);
-        assert_eq!(head(&memory), 0);
+        assert_eq!((one(&memory, batch(1, 2)), count(&memory)), (Outcome::Unknown, 0));
         faults.fail_next(Fault::UnknownApplied);
-        assert_eq!(outcome(&memory, append(3, 1, "a")), Outcome::Unknown);
-        assert_eq!(head(&memory), 1);
-        assert_eq!(outcome(&memory, append(4, 1, "a")), Outcome::Done);
-        faults.fail_next(Fault::UnknownLate);
-        assert_eq!(outcome(&memory, append(5, 2, "b")), Outcome::Unknown);
-        assert_eq!(head(&memory), 1);
-        assert_eq!(faults.apply_late(), 1);
-        assert_eq!(head(&memory), 2);
+        assert_eq!((one(&memory, batch(1, 2)), count(&memory)), (Outcome::Unknown, 2));
+        assert_eq!((one(&memory, batch(1, 2)), count(&memory)), (Outcome::Done, 2));
+        // Late ones come whatever happened meanwhile: their names are theirs alone.
+        let said = Said { segment: segment(1, 0), head: Seq(2), n: 1 };
+        let late = [
+            Write::Record(record(segment(1, 0), 0, 1, None)),
+            batch(3, 4),
+            derived(None, vec![member("u", 1, 1)]),
+            Write::Said(said),
+        ];
+        for write in late.clone() {
+            faults.fail_next(Fault::UnknownLate);
+            assert_eq!(one(&memory, write), Outcome::Unknown);
+        }
+        assert_eq!(one(&memory, batch(5, 6)), Outcome::Done);
+        assert_eq!(count(&memory), 4);
+        assert_eq!(wait(memory.segments(room("r"))).unwrap(), []);
+        assert_eq!(
+            one(&memory, late[1].clone()),
+            Outcome::Done,
+            "and again after it was written by another try"
+        );
+        assert_eq!(faults.apply_late(), 4);
+        assert_eq!(count(&memory), 6);
+        assert_eq!(wait(memory.segments(room("r"))).unwrap().len(), 1);
+        assert!(wait(LogStore::member(&memory, room("r"), user("u"))).unwrap().is_some());
+        assert_eq!(wait(memory.said(room("r"))), Ok(Some(said)));
+        assert_eq!(faults.apply_late(), 0);
     }
 
     #[test]
-    fn held_appends_wait_for_a_step() {
+    fn held_writes_may_overtake_each_other() {
         let memory = Memory::new();
         let (done, mut completions) = mpsc::channel(4);
         memory.faults().hold();
-        memory.append(vec![append(1, 1, "a"), append(2, 2, "b")], &done);
-        assert_eq!((memory.faults().held(), completions.try_recv().is_err()), (2, true));
-        assert!(memory.faults().step());
-        assert_eq!(completions.try_recv().unwrap()[0].ticket, 1);
+        let group = [(1, 1), (2, 2), (3, 3)].map(|(ticket, seq)| RoomWrite {
+            ticket,
+            room: room("r"),
+            write: rows(&room("r"), segment(1, 0), 0, seq, seq),
+        });
+        memory.write(group.into(), &done);
+        assert_eq!((memory.faults().held(), count(&memory)), (3, 0));
+        assert!(memory.faults().step_at(1));
+        assert_eq!((completions.try_recv().unwrap()[0].ticket, count(&memory)), (2, 1));
+        assert!(!memory.faults().step_at(2));
         memory.faults().release();
-        assert_eq!(completions.try_recv().unwrap()[0].ticket, 2);
-        assert!(!memory.faults().step());
+        assert_eq!(completions.try_recv().unwrap()[0].ticket, 1);
+        assert_eq!((completions.try_recv().unwrap()[0].ticket, count(&memory)), (3, 3));
     }
 
     #[test]
-    #[should_panic(expected = "a second content for seq 1")]
-    fn a_second_content_is_a_bug_of_the_owner() {
+    fn fences_and_owners_fail_as_asked() {
         let memory = Memory::new();
-        let (done, _completions) = mpsc::channel(4);
-        memory.append(vec![append(1, 1, "a")], &done);
-        memory.append(vec![append(2, 1, "b")], &done);
+        let (faults, incarnation) = (memory.faults(), Incarnation(1));
+        let fenced = || wait(memory.is_fenced(incarnation).get());
+        faults.fail_owner_writes(Some(Error::Unknown), false);
+        assert_eq!((wait(memory.write_fence(incarnation)), fenced()), (Err(Error::Unknown), Ok(false)));
+        faults.fail_owner_writes(Some(Error::Unknown), true);
+        assert_eq!((wait(memory.write_fence(incarnation)), fenced()), (Err(Error::Unknown), Ok(true)));
+        faults.fail_owner_writes(None, false);
+        assert!(matches!(memory.is_fenced(incarnation), Answered::Now(Ok(true))));
+        faults.answer_fence_reads_later(true);
+        assert!(matches!(memory.is_fenced(incarnation), Answered::Later(_)));
+        faults.fail_fence_reads(Some(Error::Closed));
+        assert_eq!(fenced(), Err(Error::Closed));
+        faults.fail_fence_reads(None);
+        assert_eq!(fenced(), Ok(true));
     }
 
     #[test]
-    #[should_panic(expected = "seq 3 behind head 1")]
-    fn a_hole_is_a_bug_of_the_owner() {
+    #[should_panic(expected = "a second content for seq 2 of")]
+    fn a_second_content_of_a_row_is_a_bug() {
         let memory = Memory::new();
-        let (done, _completions) = mpsc::channel(4);
-        memory.append(vec![append(1, 1, "a")], &done);
-        memory.append(vec![append(2, 3, "b")], &done);
+        write(&memory, &room("r"), vec![rows(&room("r"), segment(1, 0), 0, 1, 2)]);
+        let mut other = rows(&room("r"), segment(1, 0), 0, 1, 2);
+        if let Write::Rows { rows, .. } = &mut other {
+            rows[1].event = Bytes::from_static(b"other");
+        }
+        write(&memory, &room("r"), vec![other]);
+    }
+
+    #[test]
+    #[should_panic(expected = "a second content for the record of")]
+    fn a_second_content_of_a_record_is_a_bug() {
+        let memory = Memory::new();
+        write(&memory, &room("r"), vec![Write::Record(record(segment(1, 0), 0, 1, None))]);
+        write(&memory, &room("r"), vec![Write::Record(record(segment(1, 0), 0, 2, None))]);
+    }
+
+    #[test]
+    #[should_panic(expected = "in a bucket that its record does not name")]
+    fn rows_in_a_foreign_bucket_are_a_bug() {
+        let memory = Memory::new();
+        write(&memory, &room("r"), vec![Write::Record(record(segment(1, 0), 1, 1, None))]);
+        write(&memory, &room("r"), vec![rows(&room("r"), segment(1, 0), 2, 1, 1)]);
+    }
+
+    #[test]
+    #[should_panic(expected = "are not dense")]
+    fn a_batch_with_a_hole_is_a_bug() {
+        let memory = Memory::new();
+        let mut batch = rows(&room("r"), segment(1, 0), 0, 1, 3);
+        if let Write::Rows { rows, .. } = &mut batch {
+            rows.remove(1);
+        }
+        write(&memory, &room("r"), vec![batch]);
+    }
+
+    #[test]
+    #[should_panic(expected = "spans overlap")]
+    fn overlapping_spans_are_a_bug() {
+        let spans = vec![span(segment(1, 0), 0, 1, 5), span(segment(1, 1), 0, 5, 9)];
+        let limit = ReadLimit { events: 1, bytes: 1 };
+        drop(LogStore::rows(&Memory::new(), room("r"), spans, Range::after(Seq(0)), limit));
     }
 }

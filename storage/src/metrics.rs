@@ -9,13 +9,13 @@ pub(crate) struct Metrics {
     pub(crate) commit_seconds: Histogram,
     /// Rows of a commit.
     pub(crate) batch_rows: Histogram,
-    /// Appends that wait for the writer.
+    /// Writes to rooms that wait for the writer.
     pub(crate) queue_depth: Gauge,
-    /// 1 while too little space is free to append.
+    /// 1 while too little space is free to write.
     pub(crate) full: Gauge,
     /// Times that the files were opened again after a failed write.
     pub(crate) reopens: Counter,
-    /// Appends refused, by reason.
+    /// Writes to rooms refused, by reason.
     pub(crate) refused_full: Counter,
     pub(crate) refused_overloaded: Counter,
     pub(crate) refused_unavailable: Counter,
@@ -56,6 +56,7 @@ pub(crate) struct ReadMetrics {
     pub(crate) members: Counter,
     pub(crate) user_rooms: Counter,
     pub(crate) accounts: Counter,
+    pub(crate) owners: Counter,
     /// Refused because the readers' queue was full.
     pub(crate) refused: Counter,
 }
@@ -69,6 +70,7 @@ impl ReadMetrics {
             members: reads("members"),
             user_rooms: reads("user_rooms"),
             accounts: reads("accounts"),
+            owners: reads("owners"),
             refused: metrics::counter!("banyan_storage_reads_refused_total"),
         }
     }

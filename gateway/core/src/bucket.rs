@@ -74,18 +74,24 @@ impl Bucket {
 pub struct Buckets {
     cells: Box<[AtomicU64]>,
     rate: Rate,
-    hasher: foldhash::fast::RandomState,
+    hasher: foldhash::fast::SeedableRandomState,
 }
 
 impl Buckets {
     /// `cells` is rounded up to a power of two; 8 bytes each.
     pub fn new(cells: usize, rate: Rate) -> Self {
+        Self::hashed(cells, rate, foldhash::fast::SeedableRandomState::random())
+    }
+
+    /// With a seed of its own, for a run that must repeat another one bit for bit.
+    pub fn seeded(cells: usize, rate: Rate, seed: u64) -> Self {
+        let shared = foldhash::SharedSeed::global_fixed();
+        Self::hashed(cells, rate, foldhash::fast::SeedableRandomState::with_seed(seed, shared))
+    }
+
+    fn hashed(cells: usize, rate: Rate, hasher: foldhash::fast::SeedableRandomState) -> Self {
         let cells = cells.max(1).next_power_of_two();
-        Self {
-            cells: (0..cells).map(|_| AtomicU64::new(0)).collect(),
-            rate,
-            hasher: foldhash::fast::RandomState::default(),
-        }
+        Self { cells: (0..cells).map(|_| AtomicU64::new(0)).collect(), rate, hasher }
     }
 
     fn cell<K: Hash + ?Sized>(&self, key: &K) -> &AtomicU64 {

@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 
 use banyan_proto::frame::Format;
 use banyan_proto::id::{RoomId, Seq, UnixMs};
+use banyan_proto::link::RoomCommand;
 use banyan_proto::v1;
 use banyan_proto::v1::client_frame::Command;
 use smallvec::SmallVec;
@@ -149,6 +150,12 @@ pub(crate) struct Pending {
     /// Its ticket's count (the first of several).
     pub(crate) ticket: u32,
     pub(crate) since: u64,
+    /// Of the room that a command is for.
+    pub(crate) slot: u16,
+    /// An owner may have it.
+    pub(crate) handed: bool,
+    /// Owners may have it more than once.
+    pub(crate) twice: bool,
     pub(crate) what: What,
 }
 
@@ -158,13 +165,16 @@ pub(crate) enum What {
     Refresh,
     Send {
         room: RoomId,
-        client_msg_id: Box<str>,
+        /// As it came: another owner may have to be asked.
+        send: Box<v1::Send>,
         /// The head that was known here when it was sent: no event up to this is what it made.
         above: Seq,
     },
     /// `heavy`: its reply may be large, only a few of these are asked for at once.
     Room {
         heavy: bool,
+        room: RoomId,
+        command: Box<RoomCommand>,
     },
     /// Done beside the workers, by the asynchronous part of the gateway.
     Backend,
@@ -174,8 +184,17 @@ pub(crate) enum What {
 impl Pending {
     /// Whether this event is what the send has made.
     pub(crate) fn is_made_by(&self, room: &RoomId, client_msg_id: &str, seq: Seq) -> bool {
-        matches!(&self.what, What::Send { room: of, client_msg_id: id, above }
-            if **id == *client_msg_id && of == room && seq > *above)
+        matches!(&self.what, What::Send { room: of, send, above }
+            if send.client_msg_id == client_msg_id && of == room && seq > *above)
+    }
+
+    /// Whether this is the count of (one of) its tickets.
+    pub(crate) fn has(&self, count: u32) -> bool {
+        let span = match &self.what {
+            What::Subscribe(subscribing) => subscribing.asked.len() as u32,
+            _ => 1,
+        };
+        count.wrapping_sub(self.ticket) < span
     }
 
     fn is_replied(&self) -> bool {

@@ -15,7 +15,15 @@ pub(crate) const SMALL_ROOM: usize = 64;
 #[derive(Debug)]
 pub(crate) struct Room {
     pub(crate) id: RoomId,
+    /// The highest seen of its slot.
     pub(crate) epoch: Epoch,
+    pub(crate) slot: u16,
+    /// Where it stands in the slot's list of rooms.
+    pub(crate) slot_place: u32,
+    /// What the owner says to an interest begins here: how far the room had come when the owner, or the way to it, went.
+    pub(crate) heard_to: Option<Seq>,
+    /// Interest was stated to a new owner, which has not said a word of it yet.
+    pub(crate) stated: bool,
     /// An owner has admitted somebody: `applied` means something.
     pub(crate) admitted: bool,
     pub(crate) applied: Seq,
@@ -170,10 +178,14 @@ pub(crate) const fn side_of(format: Format) -> usize {
 pub(crate) const SIDES: [Format; 2] = [Format::Json, Format::Proto];
 
 impl Room {
-    pub(crate) fn new(id: RoomId, now: u64) -> Self {
+    pub(crate) fn new(id: RoomId, slot: u16, epoch: Epoch, now: u64) -> Self {
         Self {
             id,
-            epoch: Epoch(0),
+            epoch,
+            slot,
+            slot_place: 0,
+            heard_to: None,
+            stated: false,
             admitted: false,
             applied: Seq(0),
             n: 0,
@@ -197,8 +209,12 @@ impl Room {
         self.sides[0].cursors.len() + self.sides[1].cursors.len()
     }
 
+    pub(crate) fn has_cursors(&self) -> bool {
+        !self.passive.is_empty() || self.live() > 0
+    }
+
     /// Nobody reads it or waits for it.
     pub(crate) fn is_unused(&self) -> bool {
-        self.awaited == 0 && self.passive.is_empty() && self.live() == 0
+        self.awaited == 0 && !self.has_cursors()
     }
 }

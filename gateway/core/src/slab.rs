@@ -1,7 +1,7 @@
 //! A slab whose keys carry a generation, so that a name outlives its thing without ever naming another one.
 
-/// Index and generation of an entry. The generation wraps at 2^12: with [`INDEX_BITS`] a key fits a `u32` pair and a
-/// ticket.
+/// Index and generation of an entry. The generation wraps at 2^12, leaving out 0 (no key is all zeros): with
+/// [`INDEX_BITS`] a key fits a `u32` pair and a ticket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Key {
     pub index: u32,
@@ -64,8 +64,8 @@ impl<T> Slab<T> {
             Key { index, generation: entry.generation }
         } else {
             let index = u32::try_from(self.entries.len()).ok().filter(|index| *index < 1 << INDEX_BITS)?;
-            self.entries.push(Entry { generation: 0, value: Some(value) });
-            Key { index, generation: 0 }
+            self.entries.push(Entry { generation: 1, value: Some(value) });
+            Key { index, generation: 1 }
         };
         self.len += 1;
         Some(key)
@@ -81,7 +81,7 @@ impl<T> Slab<T> {
     pub fn remove_held(&mut self, index: u32) -> Option<T> {
         let entry = self.entries.get_mut(index as usize)?;
         let value = entry.value.take()?;
-        entry.generation = (entry.generation + 1) & ((1 << GENERATION_BITS) - 1);
+        entry.generation = entry.generation % ((1 << GENERATION_BITS) - 1) + 1;
         self.len -= 1;
         Some(value)
     }

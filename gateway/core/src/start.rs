@@ -2,6 +2,7 @@
 
 use banyan_proto::id::Seq;
 use banyan_proto::link::Admission;
+use banyan_proto::plant::{self, Bug};
 use banyan_proto::v1;
 
 use crate::command::Start;
@@ -31,6 +32,7 @@ impl Beginning {
         };
         let asked = if reset { Start::Unread } else { asked };
         let wanted = match asked {
+            Start::After { seq, .. } if plant::is(Bug::ResumeOffByOne) => seq.0 + 2,
             Start::After { seq, .. } => seq.0 + 1,
             Start::Last(last) => (head + 1).saturating_sub(u64::from(last)),
             Start::Unread => (admission.seen.0 + 1).max((head + 1).saturating_sub(UNREAD_MAX)),

@@ -3,14 +3,15 @@
 //! Owns: every connection of one thread, from the upgrade on, and the rings of the rooms that they read.
 //! Always holds (docs/protocol.md): each cursor gets its room's events in order, each once, gaps announced; the reply to
 //! a send stands in the place of its event; a removed user's cursor ends at the removal; replies are owed exactly once.
-//! Does not: read or write sockets (the shell does, through [`Wire`]), look at a clock, check tokens, know where a room
-//! lives beyond a number. It never waits: what it needs from others leaves as an [`Effect`] or a message to a shard and
+//! Does not: read or write sockets (the shell does, through [`Wire`]), look at a clock, check tokens, find out who owns a
+//! room's slot (it is told). It never waits: what it needs from others leaves as an [`Effect`] or a message to a shard and
 //! comes back as an input.
 
 mod catch_up;
 mod commands;
 mod deliver;
 mod rooms;
+mod routes;
 mod subscribe;
 mod timers;
 
@@ -19,10 +20,12 @@ use std::sync::Arc;
 
 use banyan_proto::codes::{Close, Code};
 use banyan_proto::frame::{self, Format};
-use banyan_proto::id::{Origin, RoomId, UnixMs, UserId};
+use banyan_proto::id::{Epoch, Incarnation, Origin, RoomId, SlotId, UnixMs, UserId};
 use banyan_proto::link::{Person, Ticket, ToShard};
 use banyan_proto::v1;
 use banyan_proto::v1::server_frame::Body;
+use foldhash::SharedSeed;
+use foldhash::fast::SeedableRandomState as RandomState;
 use hashbrown::HashMap;
 use smallvec::SmallVec;
 
@@ -37,6 +40,7 @@ use crate::ws::encode::{put_close, put_close_reply, put_frame};
 use crate::ws::{self, Item, Opcode};
 
 pub(crate) use catch_up::Pull;
+use routes::Routes;
 
 /// The time, as the shell reads it once per turn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,6 +78,12 @@ pub struct Options {
     /// Connections of one user on this worker.
     pub connections_per_user: usize,
     pub command: command::Limits,
+    /// How long a question waits for an owner of its slot: the lifetime of a lease and the time that a takeover needs.
+    pub hold_ms: u64,
+    /// Bytes of all that waits so; above, a command is 108 at once.
+    pub hold_bytes: usize,
+    /// Of the hash maps. Random, unless a run must repeat another one bit for bit.
+    pub seed: Option<u64>,
 }
 
 /// What the shell (or an asynchronous part beside it) must do.
@@ -87,6 +97,9 @@ pub enum Effect {
     Resume { connection: u32 },
     /// Close the socket. The connection is gone from the core already.
     Drop { connection: u32 },
+    /// Somebody has named an ownership that the table does not know (`owner`: only its number was seen): look it up.
+    /// Until [`Worker::route_changed`] says who it is, questions for the slot wait.
+    Moved { slot: SlotId, epoch: Epoch, owner: Option<Incarnation> },
 }
 
 /// What came of a token.
@@ -137,6 +150,16 @@ pub struct Counters {
     pub in_flight_refused: u64,
     pub rate_limited: u64,
     pub pushes_skipped: u64,
+    /// Questions that waited for an owner, and of these those that waited too long, or found no room to wait.
+    pub held: u64,
+    pub hold_expired: u64,
+    pub hold_refused: u64,
+    /// Questions that were asked again of another owner.
+    pub handed_again: u64,
+    /// Questions and interests that were not taken by who was asked.
+    pub moved: u64,
+    /// What owners of earlier epochs said too late.
+    pub stale: u64,
     pub closed_slow: u64,
     pub closed_no_pong: u64,
     pub closed_no_auth: u64,
@@ -147,6 +170,9 @@ pub struct Counters {
 #[derive(Debug)]
 struct User {
     person: Person,
+    /// Of its channel, and the place there.
+    slot: u16,
+    slot_place: u32,
     connections: SmallVec<[u32; 2]>,
 }
 
@@ -166,13 +192,13 @@ const WHEEL_SPAN_MS: u64 = 32_000;
 #[derive(Debug)]
 pub struct Worker {
     options: Options,
-    route: fn(&str, usize) -> usize,
+    routes: Routes,
     connections: Slab<Connection>,
-    logins: HashMap<u32, Login, foldhash::fast::RandomState>,
+    logins: HashMap<u32, Login, RandomState>,
     rooms: Slab<Room>,
-    room_ids: HashMap<RoomId, u32, foldhash::fast::RandomState>,
+    room_ids: HashMap<RoomId, u32, RandomState>,
     users: Slab<User>,
-    user_ids: HashMap<UserId, u32, foldhash::fast::RandomState>,
+    user_ids: HashMap<UserId, u32, RandomState>,
     dirty: DirtySet,
     /// Rooms of more than a few live cursors that have something to send, in turn.
     big: VecDeque<u32>,
@@ -185,7 +211,7 @@ pub struct Worker {
     /// Rooms that nobody reads any more (or did not when they were put here).
     unused: Vec<u32>,
     rings_bytes: usize,
-    pulls: HashMap<Ticket, Pull, foldhash::fast::RandomState>,
+    pulls: HashMap<Ticket, Pull, RandomState>,
     /// Cursors that wait for one of the few pulls.
     pull_queue: VecDeque<(Key, u32)>,
     /// Failed pulls, to be tried again at a time.
@@ -194,7 +220,7 @@ pub struct Worker {
     wheel: TimingWheel,
     due: Vec<(u32, u32)>,
     housekeeping_at: u64,
-    /// Messages for each shard worker, handed over once per turn.
+    /// Messages for each link to owners, handed over once per turn.
     to_shards: Vec<Vec<ToShard>>,
     effects: Vec<Effect>,
     counters: Counters,
@@ -207,17 +233,22 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// `route` gives the shard worker (below `shards`) that a room belongs to.
-    pub fn new(options: Options, shards: usize, route: fn(&str, usize) -> usize, now: Now) -> Self {
+    /// `links`: how many ways to owners there are. `slots`: how many of them the cluster has, a power of two; `slot_of`
+    /// gives the slot of a room, and of a user's channel under the name `~` + user. No slot has an owner until
+    /// [`Self::route_changed`] says so.
+    pub fn new(options: Options, links: usize, slots: u32, slot_of: fn(&str) -> u16, now: Now) -> Self {
+        let hasher = options.seed.map_or_else(RandomState::random, |seed| {
+            RandomState::with_seed(seed, SharedSeed::global_fixed())
+        });
         Self {
             options,
-            route,
+            routes: Routes::new(slots, slot_of),
             connections: Slab::default(),
-            logins: HashMap::default(),
+            logins: HashMap::with_hasher(hasher.clone()),
             rooms: Slab::default(),
-            room_ids: HashMap::default(),
+            room_ids: HashMap::with_hasher(hasher.clone()),
             users: Slab::default(),
-            user_ids: HashMap::default(),
+            user_ids: HashMap::with_hasher(hasher.clone()),
             dirty: DirtySet::default(),
             big: VecDeque::new(),
             heads: Vec::new(),
@@ -225,14 +256,14 @@ impl Worker {
             ringed: Vec::new(),
             unused: Vec::new(),
             rings_bytes: 0,
-            pulls: HashMap::default(),
+            pulls: HashMap::with_hasher(hasher),
             pull_queue: VecDeque::new(),
             pull_retries: Vec::new(),
             next_pull: 0,
             wheel: TimingWheel::new(now.ms, WHEEL_TICK_MS, WHEEL_SPAN_MS),
             due: Vec::new(),
             housekeeping_at: now.ms + 1_000,
-            to_shards: (0..shards).map(|_| Vec::new()).collect(),
+            to_shards: (0..links).map(|_| Vec::new()).collect(),
             effects: Vec::new(),
             counters: Counters::default(),
             draining: None,
@@ -267,7 +298,12 @@ impl Worker {
         !self.effects.is_empty()
     }
 
-    /// The messages that wait for each shard worker. The shell takes them when it can hand them over; what it cannot
+    /// Bytes of the questions that wait for an owner.
+    pub const fn held_bytes(&self) -> usize {
+        self.routes.held_bytes()
+    }
+
+    /// The messages that wait for each link. The shell takes them when it can hand them over; what it cannot
     /// hand over stays, in order.
     pub fn shard_queues(&mut self) -> &mut [Vec<ToShard>] {
         &mut self.to_shards
@@ -518,10 +554,12 @@ impl Worker {
             && let Some(entry) = self.users.remove(user)
         {
             self.user_ids.remove(entry.person.user.as_str());
-            self.tell_user_channel(
-                ToShard::UserOffline { user: entry.person.user.clone() },
-                &entry.person.user,
-            );
+            if let Some(moved) = self.routes.remove_user(entry.slot, entry.slot_place)
+                && let Some(moved) = self.users.get_mut(moved)
+            {
+                moved.slot_place = entry.slot_place;
+            }
+            self.tell(entry.slot, ToShard::UserOffline { user: entry.person.user });
         }
     }
 
@@ -552,17 +590,6 @@ impl Worker {
     fn key_of_origin(&self, origin: Origin) -> Option<Key> {
         let mine = self.origin_of(Key { index: 0, generation: 0 });
         (origin.0 >> 32 == mine.0 >> 32).then(|| Key::from_bits(origin.0 as u32))
-    }
-
-    fn tell_owner(&mut self, room: &RoomId, message: ToShard) {
-        let shard = (self.route)(room.as_str(), self.to_shards.len());
-        self.to_shards[shard].push(message);
-    }
-
-    fn tell_user_channel(&mut self, message: ToShard, user: &UserId) {
-        let channel = format!("~{user}");
-        let shard = (self.route)(&channel, self.to_shards.len());
-        self.to_shards[shard].push(message);
     }
 
     fn person(&self, index: u32) -> Option<Person> {

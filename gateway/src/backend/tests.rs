@@ -2,6 +2,9 @@
 
 use std::time::Duration;
 
+use std::sync::atomic::AtomicU32;
+
+use banyan_proto::id::{Epoch, SlotId};
 use banyan_proto::link::RoomCommand;
 use banyan_storage::Memory;
 
@@ -21,6 +24,7 @@ pub(crate) enum Verdict {
     Answer(Answer),
     Silent,
     Full,
+    Moved,
 }
 
 impl fmt::Debug for Script {
@@ -43,11 +47,13 @@ impl Script {
             return Err(batch);
         }
         self.seen.lock().unwrap().push(message.clone());
-        if let Verdict::Answer(answer) = verdict {
-            self.answers
-                .try_send(vec![FromShard::Answer { ticket, epoch: banyan_proto::id::Epoch(1), answer }])
-                .unwrap();
-        }
+        let epoch = Epoch(1);
+        let said = match verdict {
+            Verdict::Answer(answer) => FromShard::Answer { ticket, epoch, answer },
+            Verdict::Moved => FromShard::Moved { slot: SlotId(1), ticket: Some(ticket), epoch, owner: None },
+            Verdict::Silent | Verdict::Full => return Ok(()),
+        };
+        self.answers.try_send(vec![said]).unwrap();
         Ok(())
     }
 }
@@ -160,6 +166,34 @@ async fn silence_is_108_at_the_deadline() {
     let error = world.backend.call(&me(), Origin(0), &room("r"), RoomCommand::Join).await.unwrap_err();
     assert_eq!((error.code, begun.elapsed()), (108, Duration::from_secs(10)));
     assert_eq!(world.backend.open().as_ref().unwrap().len(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_question_that_was_not_taken_is_asked_again() {
+    let left = AtomicU32::new(3);
+    let world = world(100, move |message| match left.load(Ordering::Relaxed) {
+        1.. => {
+            left.fetch_sub(1, Ordering::Relaxed);
+            Verdict::Moved
+        }
+        0 => match message {
+            ToShard::Room { room, .. } => Verdict::Answer(Answer::Summary(Box::new(summary(room)))),
+            _ => Verdict::Answer(Answer::UserRooms { rooms: Vec::new(), more: false }),
+        },
+    });
+    let begun = Instant::now();
+    let reply = world.backend.call(&me(), Origin(0), &room("r"), RoomCommand::Summary).await;
+    assert_eq!(reply, Ok(Body::Room(summary(&room("r")))));
+    assert_eq!((world.seen.lock().unwrap().len(), begun.elapsed()), (4, Duration::from_millis(30)));
+    assert_eq!(world.backend.open().as_ref().unwrap().len(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_who_takes_it_is_108_at_the_deadline() {
+    let world = world(100, |_| Verdict::Moved);
+    let begun = Instant::now();
+    let error = world.backend.call(&me(), Origin(0), &room("r"), RoomCommand::Join).await.unwrap_err();
+    assert_eq!((error.code, begun.elapsed()), (108, Duration::from_secs(10)));
 }
 
 #[tokio::test(start_paused = true)]

@@ -14,6 +14,7 @@ pub(super) struct Published {
     greetings: Gauge,
     rooms: Gauge,
     ring_bytes: Gauge,
+    held_bytes: Gauge,
     /// By status, those that there were.
     refused: Vec<(u16, Counter)>,
 }
@@ -31,8 +32,13 @@ const PLAIN: &[(&str, Read)] = &[
     ("banyan_gateway_pulls_total", |c| c.pulls),
     ("banyan_gateway_auth_failures_total", |c| c.auth_failures),
     ("banyan_gateway_pushes_skipped_total", |c| c.pushes_skipped),
+    ("banyan_gateway_held_total", |c| c.held),
+    ("banyan_gateway_handed_again_total", |c| c.handed_again),
+    ("banyan_gateway_moved_total", |c| c.moved),
+    ("banyan_gateway_stale_total", |c| c.stale),
 ];
 const LIMITS: &[(&str, Read)] = &[("in_flight", |c| c.in_flight_refused), ("sends", |c| c.rate_limited)];
+const HOLDS: &[(&str, Read)] = &[("expired", |c| c.hold_expired), ("full", |c| c.hold_refused)];
 const CLOSES: &[(&str, Read)] = &[
     ("slow", |c| c.closed_slow),
     ("no_pong", |c| c.closed_no_pong),
@@ -52,6 +58,12 @@ impl Published {
                 *read,
             )
         }));
+        counters.extend(HOLDS.iter().map(|(reason, read)| {
+            (
+                counter!("banyan_gateway_hold_refused_total", "worker" => worker.clone(), "reason" => *reason),
+                *read,
+            )
+        }));
         counters.extend(CLOSES.iter().map(|(reason, read)| {
             (counter!("banyan_gateway_closed_total", "worker" => worker.clone(), "reason" => *reason), *read)
         }));
@@ -62,7 +74,8 @@ impl Published {
             connections: gauge!("banyan_gateway_connections", "worker" => worker.clone()),
             greetings: gauge!("banyan_gateway_greetings", "worker" => worker.clone()),
             rooms: gauge!("banyan_gateway_rooms", "worker" => worker.clone()),
-            ring_bytes: gauge!("banyan_gateway_ring_bytes", "worker" => worker),
+            ring_bytes: gauge!("banyan_gateway_ring_bytes", "worker" => worker.clone()),
+            held_bytes: gauge!("banyan_gateway_held_bytes", "worker" => worker),
         }
     }
 
@@ -80,6 +93,7 @@ impl Published {
         self.greetings.set(greetings as f64);
         self.rooms.set(rooms as f64);
         self.ring_bytes.set(ring_bytes as f64);
+        self.held_bytes.set(core.held_bytes() as f64);
     }
 
     /// A connection was answered with this status instead of an upgrade.

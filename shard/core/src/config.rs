@@ -1,5 +1,11 @@
 //! The bounds of a room, and where each comes from.
 
+use std::hash::{Hash, Hasher};
+use std::ops::Deref;
+use std::sync::Arc;
+
+use crate::log::Limits;
+
 /// Shared by all rooms of a process.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
@@ -15,9 +21,10 @@ pub struct Config {
     pub retry_after_ms: u64,
     /// A command that waits longer is answered 108; its outcome is settled all the same.
     pub answer_within_ms: u64,
-    /// First wait before an append of unknown outcome is repeated; doubled up to [`Self::settle_max_ms`].
-    pub settle_first_ms: u64,
-    pub settle_max_ms: u64,
+    /// A room that cannot be read and that links want is tried again after this time.
+    pub reopen_ms: u64,
+    /// Bounds of the log: its segments, and how unknown outcomes are settled.
+    pub log: Arc<Limits>,
     /// Members of a room; above: 106.
     pub members: u64,
     /// Everyone who ever was in a room, all of them in memory while it is open (about 150 bytes each); above: 106.
@@ -65,8 +72,8 @@ impl Default for Config {
             queue_bytes: 1 << 20,
             retry_after_ms: 500,
             answer_within_ms: 10_000,
-            settle_first_ms: 100,
-            settle_max_ms: 2_000,
+            reopen_ms: 2_000,
+            log: Arc::default(),
             members: 100_000,
             member_rows: 400_000,
             join_events_members: 500,
@@ -88,4 +95,27 @@ impl Default for Config {
             hash_seed: 0,
         }
     }
+}
+
+/// The configuration as each room holds it: the same one for all, so it makes no difference between two of them.
+#[derive(Debug, Clone)]
+pub(crate) struct Shared(pub(crate) Arc<Config>);
+
+impl Deref for Shared {
+    type Target = Config;
+    fn deref(&self) -> &Config {
+        &self.0
+    }
+}
+
+impl PartialEq for Shared {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Eq for Shared {}
+
+impl Hash for Shared {
+    fn hash<H: Hasher>(&self, _: &mut H) {}
 }

@@ -2,6 +2,11 @@
 //! in as inputs; what must be done goes out as actions (DESIGN.md, sections 5 and 6).
 
 pub mod room;
+pub mod worker;
+
+pub mod log;
+
+pub mod gate;
 
 pub mod members;
 pub mod permission;

@@ -5,12 +5,12 @@ use std::ops::Bound;
 
 use banyan_proto::id::{Seq, UserId};
 use banyan_proto::v1::Role;
-use banyan_storage::room_log::{Marks, MemberRow};
+use banyan_storage::{Marks, MemberRow};
 
 use crate::permission::Standing;
 
 /// A person in a room, now or once.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Member {
     pub row: MemberRow,
     pub marks: Marks,
@@ -24,6 +24,15 @@ impl Member {
     pub fn new(row: MemberRow, marks: Marks) -> Self {
         Self { row, marks, unwritten: false, untold: false }
     }
+}
+
+/// A member whose marks change and whose standing does not.
+#[derive(Debug)]
+pub struct MarksOf<'a> {
+    pub row: &'a MemberRow,
+    pub marks: &'a mut Marks,
+    pub unwritten: &'a mut bool,
+    pub untold: &'a mut bool,
 }
 
 /// The role of a stored row.
@@ -47,40 +56,67 @@ pub fn standing(row: Option<&MemberRow>) -> Standing {
 }
 
 /// Ordered by user id, so that a page of them is a range.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Members(BTreeMap<UserId, Member>);
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+pub struct Members {
+    by_user: BTreeMap<UserId, Member>,
+    /// How many are members now. Counted here and never read from the store: joins of large rooms come at one head, and
+    /// what has equal timestamps is not ordered there.
+    count: u64,
+}
 
 impl Members {
     pub fn get(&self, user: &str) -> Option<&Member> {
-        self.0.get(user)
+        self.by_user.get(user)
     }
 
-    pub fn get_mut(&mut self, user: &str) -> Option<&mut Member> {
-        self.0.get_mut(user)
+    pub fn marks_of(&mut self, user: &str) -> Option<MarksOf<'_>> {
+        let member = self.by_user.get_mut(user)?;
+        Some(MarksOf {
+            row: &member.row,
+            marks: &mut member.marks,
+            unwritten: &mut member.unwritten,
+            untold: &mut member.untold,
+        })
     }
 
     /// Puts a row in place; marks stay.
     pub fn put(&mut self, row: MemberRow) {
-        if let Some(member) = self.0.get_mut(row.user.as_str()) {
+        self.count += u64::from(row.role != 0);
+        if let Some(member) = self.by_user.get_mut(row.user.as_str()) {
+            self.count -= u64::from(member.row.role != 0);
             member.row = row;
         } else {
-            self.0.insert(row.user.clone(), Member::new(row, Marks::default()));
+            self.by_user.insert(row.user.clone(), Member::new(row, Marks::default()));
         }
     }
 
+    /// A row as it was stored, with its marks.
     pub fn insert(&mut self, member: Member) {
-        self.0.insert(member.row.user.clone(), member);
+        self.count += u64::from(member.row.role != 0);
+        if let Some(old) = self.by_user.insert(member.row.user.clone(), member) {
+            self.count -= u64::from(old.row.role != 0);
+        }
     }
 
     /// Rows, present and past.
     pub fn rows(&self) -> usize {
-        self.0.len()
+        self.by_user.len()
+    }
+
+    /// Members now.
+    pub fn count(&self) -> u64 {
+        self.count
+    }
+
+    /// Everyone, present and past.
+    pub fn all(&self) -> impl Iterator<Item = &Member> {
+        self.by_user.values()
     }
 
     /// Who is a member now, above `after`.
     pub fn present(&self, after: Option<&UserId>) -> impl Iterator<Item = &Member> {
         let from = after.map_or(Bound::Unbounded, Bound::Excluded);
-        self.0
+        self.by_user
             .range::<UserId, _>((from, Bound::Unbounded))
             .map(|(_, member)| member)
             .filter(|member| member.row.role != 0)
@@ -88,7 +124,7 @@ impl Members {
 }
 
 /// What of the log one caller may see: up to `end`, but for the intervals out of the room.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct View {
     /// Seqs up to here are gone for good.
     pub floor: Seq,
@@ -116,5 +152,37 @@ impl View {
         seq > self.floor
             && seq <= self.upper
             && !self.out.iter().any(|(from, to)| (*from..=*to).contains(&seq))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(user: &str, role: u8) -> MemberRow {
+        MemberRow {
+            user: UserId::parse(user).unwrap(),
+            name: String::new(),
+            role,
+            joined_seq: Seq(1),
+            left_seq: None,
+            out: Vec::new(),
+            changed: Seq(1),
+        }
+    }
+
+    #[test]
+    fn who_is_there_is_counted_once() {
+        let mut members = Members::default();
+        for (user, role, count) in
+            [("a", 2, 1), ("b", 0, 1), ("b", 2, 2), ("b", 3, 2), ("a", 0, 1), ("a", 0, 1), ("c", 1, 2)]
+        {
+            members.put(row(user, role));
+            assert_eq!(members.count(), count, "{user} {role}");
+            assert_eq!(members.present(None).count() as u64, count);
+        }
+        members.insert(Member::new(row("c", 0), Marks::default()));
+        members.insert(Member::new(row("d", 1), Marks::default()));
+        assert_eq!((members.count(), members.rows()), (2, 4));
     }
 }

@@ -9,7 +9,7 @@ use banyan_proto::event::LoggedEvent;
 use banyan_proto::id::Seq;
 use banyan_proto::v1::event::Kind;
 
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct Tail {
     events: VecDeque<Arc<LoggedEvent>>,
     bytes: usize,

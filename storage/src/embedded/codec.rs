@@ -1,27 +1,32 @@
-//! Keys and values of the embedded store, format 1.
+//! Keys and values of the embedded store, format 2.
 //!
-//! Two keyspaces. `log` holds the events: `room | seq`. `state` holds everything else, each table under a byte of its own.
+//! Two keyspaces. `log` holds the events: `room | bucket | epoch | part | seq`. `state` holds everything else, each table under a
+//! byte of its own.
 //! An id that is followed by something is written with its length before it (one byte; ids have at most 128), numbers are
 //! big-endian: so no id is a prefix of another's range, and a range reads in order either way.
 //!
-//! A log value begins with a layout byte (1: `batch_first`, `n`, `origin`, then the event). One process owns the directory, so a
-//! room's log is one chain and its segments need no place in the key; should they be wanted (bucket, epoch, part), they
-//! come as layout 2 after those three, and rows of both layouts may stand side by side. The other values are protobuf messages, which
-//! take new fields as they are.
+//! A log value begins with a layout byte. 1: `batch_first`, `n`, `origin`, then the event. 2: the same three, then the length (four bytes)
+//! of what the batch changes beside the log and that, then the event. Rows of both layouts stand side by side. The other values
+//! are protobuf messages, which take new fields as they are.
+//!
+//! Format 1 had no segments; it was never released.
 
-use banyan_proto::id::{LogId, Origin, RoomId, Seq, UnixMs, UserId};
+use std::sync::Arc;
+
+use banyan_proto::id::{
+    Bucket, Epoch, Incarnation, LogId, Origin, Part, RoomId, SegmentId, Seq, SlotId, UnixMs, UserId,
+};
 use bytes::Bytes;
 use prost::Message;
 
 use crate::accounts::{LoginRow, UserRow};
-use crate::room_log::{Marks, MemberRow, RoomRow, Row};
+use crate::log_store::{Said, SegmentRecord, SlotOwner};
+use crate::row::{Derived, Marks, MemberRow, RoomRow, Row};
 
 /// Tables of the `state` keyspace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub(super) enum Table {
-    /// `meta | name`: about the store itself.
-    Meta = 1,
     /// `room`
     Rooms = 2,
     /// `room | user`
@@ -42,6 +47,16 @@ pub(super) enum Table {
     UserLogins = 10,
     /// `expires_at | login`, no value.
     LoginExpiry = 11,
+    /// `room | epoch | part`
+    Segments = 12,
+    /// `room`
+    Said = 13,
+    /// `incarnation`, no value.
+    Fences = 14,
+    /// `incarnation`: the name of its node.
+    Incarnations = 15,
+    /// `slot | epoch | incarnation`: one byte, 1 if closed.
+    SlotOwners = 16,
 }
 
 /// What was read is not what we wrote; the text says which table.
@@ -49,6 +64,7 @@ pub(super) enum Table {
 pub(super) struct Malformed(pub(super) &'static str);
 
 const ROW_LAYOUT: u8 = 1;
+const ROW_LAYOUT_DERIVED: u8 = 2;
 const ROW_HEADER: usize = 1 + 3 * 8;
 
 fn push_id(key: &mut Vec<u8>, id: &str) {
@@ -57,42 +73,66 @@ fn push_id(key: &mut Vec<u8>, id: &str) {
     key.extend_from_slice(id.as_bytes());
 }
 
-pub(super) fn log_prefix(room: &RoomId) -> Vec<u8> {
-    let mut key = Vec::with_capacity(1 + room.as_str().len() + 8);
+/// What the keys of a segment's rows begin with; the seq follows.
+pub(super) fn segment_prefix(room: &RoomId, bucket: Bucket, segment: SegmentId) -> Vec<u8> {
+    let mut key = Vec::with_capacity(1 + room.as_str().len() + 4 + 3 * 8);
     push_id(&mut key, room.as_str());
+    key.extend_from_slice(&bucket.0.to_be_bytes());
+    push_segment(&mut key, segment);
     key
 }
 
-pub(super) fn log_key(room: &RoomId, seq: Seq) -> Vec<u8> {
-    let mut key = log_prefix(room);
+pub(super) fn row_key(segment_prefix: &[u8], seq: Seq) -> Vec<u8> {
+    let mut key = Vec::with_capacity(segment_prefix.len() + 8);
+    key.extend_from_slice(segment_prefix);
     key.extend_from_slice(&seq.0.to_be_bytes());
     key
 }
 
+fn push_segment(key: &mut Vec<u8>, segment: SegmentId) {
+    key.extend_from_slice(&segment.epoch.0.to_be_bytes());
+    key.extend_from_slice(&segment.part.0.to_be_bytes());
+}
+
 pub(super) fn log_value(row: &Row) -> Vec<u8> {
-    let mut value = Vec::with_capacity(ROW_HEADER + row.event.len());
-    value.push(ROW_LAYOUT);
+    let derived = row.derived.as_deref().map(encode_derived);
+    let derived_len = derived.as_ref().map_or(0, |derived| 4 + derived.len());
+    let mut value = Vec::with_capacity(ROW_HEADER + derived_len + row.event.len());
+    value.push(if derived.is_none() { ROW_LAYOUT } else { ROW_LAYOUT_DERIVED });
     value.extend_from_slice(&row.batch_first.0.to_be_bytes());
     value.extend_from_slice(&row.n.to_be_bytes());
     value.extend_from_slice(&row.origin.0.to_be_bytes());
+    if let Some(derived) = derived {
+        // A batch is bounded far below 4 GiB.
+        value.extend_from_slice(&u32::try_from(derived.len()).unwrap_or(u32::MAX).to_be_bytes());
+        value.extend_from_slice(&derived);
+    }
     value.extend_from_slice(&row.event);
     value
 }
 
-pub(super) fn decode_row(key: &[u8], value: &[u8]) -> Result<Row, Malformed> {
+pub(super) fn decode_row(room: &RoomId, key: &[u8], value: &[u8]) -> Result<Row, Malformed> {
     let bad = Malformed("log");
     let number = |bytes: &[u8]| bytes.try_into().map(u64::from_be_bytes).map_err(|_| bad);
     let seq = key.len().checked_sub(8).map(|at| &key[at..]).ok_or(bad)?;
-    if value.len() < ROW_HEADER || value[0] != ROW_LAYOUT {
-        return Err(bad);
-    }
+    let (header, rest) = value.split_at_checked(ROW_HEADER).ok_or(bad)?;
+    let (derived, event) = match header[0] {
+        ROW_LAYOUT => (None, rest),
+        ROW_LAYOUT_DERIVED => {
+            let (len, rest) = rest.split_first_chunk::<4>().ok_or(bad)?;
+            let len = usize::try_from(u32::from_be_bytes(*len)).map_err(|_| bad)?;
+            let (derived, event) = rest.split_at_checked(len).ok_or(bad)?;
+            (Some(Arc::new(decode_derived(room, derived)?)), event)
+        }
+        _ => return Err(bad),
+    };
     Ok(Row {
         seq: Seq(number(seq)?),
-        batch_first: Seq(number(&value[1..9])?),
-        n: number(&value[9..17])?,
-        origin: Origin(number(&value[17..25])?),
-        event: Bytes::copy_from_slice(&value[ROW_HEADER..]),
-        derived: None,
+        batch_first: Seq(number(&header[1..9])?),
+        n: number(&header[9..17])?,
+        origin: Origin(number(&header[17..25])?),
+        event: Bytes::copy_from_slice(event),
+        derived,
     })
 }
 
@@ -133,6 +173,55 @@ pub(super) fn decode_expiry(key: &[u8]) -> Result<(UnixMs, &str), Malformed> {
     Ok((UnixMs(at), login))
 }
 
+pub(super) fn record_key(room: &RoomId, segment: SegmentId) -> Vec<u8> {
+    let mut key = prefix(Table::Segments, room.as_str());
+    push_segment(&mut key, segment);
+    key
+}
+
+pub(super) fn incarnation_key(table: Table, incarnation: Incarnation) -> Vec<u8> {
+    let mut key = vec![table as u8];
+    key.extend_from_slice(&incarnation.0.to_be_bytes());
+    key
+}
+
+pub(super) fn decode_incarnation(key: &[u8]) -> Result<Incarnation, Malformed> {
+    let number = key.get(1..).and_then(|bytes| bytes.try_into().ok()).map(u128::from_be_bytes);
+    number.map(Incarnation).ok_or(Malformed("incarnations"))
+}
+
+/// Everybody who has owned the slot.
+pub(super) fn slot_prefix(slot: SlotId) -> Vec<u8> {
+    let mut key = vec![Table::SlotOwners as u8];
+    key.extend_from_slice(&slot.0.to_be_bytes());
+    key
+}
+
+pub(super) fn slot_owner_key(slot: SlotId, epoch: Epoch, incarnation: Incarnation) -> Vec<u8> {
+    let mut key = slot_prefix(slot);
+    key.extend_from_slice(&epoch.0.to_be_bytes());
+    key.extend_from_slice(&incarnation.0.to_be_bytes());
+    key
+}
+
+pub(super) fn decode_slot_owner(key: &[u8], value: &[u8]) -> Result<SlotOwner, Malformed> {
+    let bad = Malformed("slot_owners");
+    let (epoch, incarnation) = key.get(3..).and_then(<[u8]>::split_first_chunk::<8>).ok_or(bad)?;
+    Ok(SlotOwner {
+        epoch: Epoch(u64::from_be_bytes(*epoch)),
+        incarnation: Incarnation(incarnation.try_into().map(u128::from_be_bytes).map_err(|_| bad)?),
+        closed: decode_closed(value)?,
+    })
+}
+
+pub(super) fn decode_closed(value: &[u8]) -> Result<bool, Malformed> {
+    match value {
+        [0] => Ok(false),
+        [1] => Ok(true),
+        _ => Err(Malformed("slot_owners")),
+    }
+}
+
 /// The last part of a two-part key.
 pub(super) fn last_part<'a>(key: &'a [u8], prefix: &[u8], what: &'static str) -> Result<&'a str, Malformed> {
     key.strip_prefix(prefix).and_then(|rest| std::str::from_utf8(rest).ok()).ok_or(Malformed(what))
@@ -152,44 +241,50 @@ struct StoredRoom {
     name: String,
     #[prost(uint64, tag = "6")]
     created_at: u64,
-    #[prost(uint64, tag = "7")]
-    counted_members: u64,
+    // Tag 7 is not to be used again: it was a count of members, which is counted from their own rows.
     #[prost(uint64, tag = "8")]
     floor: u64,
     #[prost(uint64, tag = "9")]
     changed: u64,
 }
 
-pub(super) fn encode_room(row: &RoomRow) -> Vec<u8> {
-    StoredRoom {
-        log: row.log.0,
-        kind: u32::from(row.kind),
-        public: row.public,
-        lazy: row.lazy,
-        name: row.name.clone(),
-        created_at: row.created_at.0,
-        counted_members: row.counted_members,
-        floor: row.floor.0,
-        changed: row.changed.0,
+impl From<&RoomRow> for StoredRoom {
+    fn from(row: &RoomRow) -> Self {
+        Self {
+            log: row.log.0,
+            kind: u32::from(row.kind),
+            public: row.public,
+            lazy: row.lazy,
+            name: row.name.clone(),
+            created_at: row.created_at.0,
+            floor: row.floor.0,
+            changed: row.changed.0,
+        }
     }
-    .encode_to_vec()
+}
+
+impl StoredRoom {
+    fn of(self, room: RoomId) -> Result<RoomRow, Malformed> {
+        Ok(RoomRow {
+            room,
+            log: LogId(self.log),
+            kind: u8::try_from(self.kind).map_err(|_| Malformed("rooms"))?,
+            public: self.public,
+            lazy: self.lazy,
+            name: self.name,
+            created_at: UnixMs(self.created_at),
+            floor: Seq(self.floor),
+            changed: Seq(self.changed),
+        })
+    }
+}
+
+pub(super) fn encode_room(row: &RoomRow) -> Vec<u8> {
+    StoredRoom::from(row).encode_to_vec()
 }
 
 pub(super) fn decode_room(room: RoomId, value: &[u8]) -> Result<RoomRow, Malformed> {
-    let bad = Malformed("rooms");
-    let row = StoredRoom::decode(value).map_err(|_| bad)?;
-    Ok(RoomRow {
-        room,
-        log: LogId(row.log),
-        kind: u8::try_from(row.kind).map_err(|_| bad)?,
-        public: row.public,
-        lazy: row.lazy,
-        name: row.name,
-        created_at: UnixMs(row.created_at),
-        counted_members: row.counted_members,
-        floor: Seq(row.floor),
-        changed: Seq(row.changed),
-    })
+    StoredRoom::decode(value).map_err(|_| Malformed("rooms"))?.of(room)
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -209,33 +304,164 @@ struct StoredMember {
     changed: u64,
 }
 
+impl From<&MemberRow> for StoredMember {
+    fn from(row: &MemberRow) -> Self {
+        Self {
+            name: row.name.clone(),
+            role: u32::from(row.role),
+            joined_seq: row.joined_seq.0,
+            left_seq: row.left_seq.map(|seq| seq.0),
+            out: row.out.iter().flat_map(|(from, to)| [from.0, to.0]).collect(),
+            changed: row.changed.0,
+        }
+    }
+}
+
+impl StoredMember {
+    fn of(self, user: UserId) -> Result<MemberRow, Malformed> {
+        let bad = Malformed("members");
+        if !self.out.len().is_multiple_of(2) {
+            return Err(bad);
+        }
+        Ok(MemberRow {
+            user,
+            name: self.name,
+            role: u8::try_from(self.role).map_err(|_| bad)?,
+            joined_seq: Seq(self.joined_seq),
+            left_seq: self.left_seq.map(Seq),
+            out: self.out.chunks_exact(2).map(|pair| (Seq(pair[0]), Seq(pair[1]))).collect(),
+            changed: Seq(self.changed),
+        })
+    }
+}
+
 pub(super) fn encode_member(row: &MemberRow) -> Vec<u8> {
-    StoredMember {
-        name: row.name.clone(),
-        role: u32::from(row.role),
-        joined_seq: row.joined_seq.0,
-        left_seq: row.left_seq.map(|seq| seq.0),
-        out: row.out.iter().flat_map(|(from, to)| [from.0, to.0]).collect(),
-        changed: row.changed.0,
+    StoredMember::from(row).encode_to_vec()
+}
+
+pub(super) fn decode_member(user: UserId, value: &[u8]) -> Result<MemberRow, Malformed> {
+    StoredMember::decode(value).map_err(|_| Malformed("members"))?.of(user)
+}
+
+/// What a batch changes beside the log, as its last row carries it.
+#[derive(Clone, PartialEq, Message)]
+struct StoredDerived {
+    #[prost(message, optional, tag = "1")]
+    room: Option<StoredRoom>,
+    #[prost(message, repeated, tag = "2")]
+    members: Vec<StoredDerivedMember>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct StoredDerivedMember {
+    #[prost(string, tag = "1")]
+    user: String,
+    #[prost(message, optional, tag = "2")]
+    row: Option<StoredMember>,
+}
+
+fn encode_derived(derived: &Derived) -> Vec<u8> {
+    let member =
+        |row: &MemberRow| StoredDerivedMember { user: row.user.as_str().to_owned(), row: Some(row.into()) };
+    StoredDerived {
+        room: derived.room.as_ref().map(Into::into),
+        members: derived.members.iter().map(member).collect(),
     }
     .encode_to_vec()
 }
 
-pub(super) fn decode_member(user: UserId, value: &[u8]) -> Result<MemberRow, Malformed> {
-    let bad = Malformed("members");
-    let row = StoredMember::decode(value).map_err(|_| bad)?;
-    if row.out.len() % 2 != 0 {
-        return Err(bad);
-    }
-    Ok(MemberRow {
-        user,
-        name: row.name,
-        role: u8::try_from(row.role).map_err(|_| bad)?,
-        joined_seq: Seq(row.joined_seq),
-        left_seq: row.left_seq.map(Seq),
-        out: row.out.chunks_exact(2).map(|pair| (Seq(pair[0]), Seq(pair[1]))).collect(),
-        changed: Seq(row.changed),
+fn decode_derived(room: &RoomId, value: &[u8]) -> Result<Derived, Malformed> {
+    let bad = Malformed("log");
+    let stored = StoredDerived::decode(value).map_err(|_| bad)?;
+    let member = |stored: StoredDerivedMember| {
+        stored.row.unwrap_or_default().of(UserId::parse(&stored.user).map_err(|_| bad)?)
+    };
+    Ok(Derived {
+        room: stored.room.map(|row| row.of(room.clone())).transpose()?,
+        members: stored.members.into_iter().map(member).collect::<Result<_, _>>()?,
     })
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct StoredSegment {
+    #[prost(uint32, tag = "1")]
+    bucket: u32,
+    #[prost(uint64, tag = "2")]
+    first_seq: u64,
+    #[prost(uint64, tag = "3")]
+    n_before: u64,
+    /// Neither or both.
+    #[prost(uint64, optional, tag = "4")]
+    prev_epoch: Option<u64>,
+    #[prost(uint64, optional, tag = "5")]
+    prev_part: Option<u64>,
+    /// 16 bytes, big-endian.
+    #[prost(bytes = "vec", tag = "6")]
+    incarnation: Vec<u8>,
+    #[prost(fixed64, tag = "7")]
+    log: u64,
+}
+
+pub(super) fn encode_record(record: &SegmentRecord) -> Vec<u8> {
+    StoredSegment {
+        bucket: record.bucket.0,
+        first_seq: record.first_seq.0,
+        n_before: record.n_before,
+        prev_epoch: record.prev.map(|prev| prev.epoch.0),
+        prev_part: record.prev.map(|prev| prev.part.0),
+        incarnation: record.incarnation.0.to_be_bytes().to_vec(),
+        log: record.log.0,
+    }
+    .encode_to_vec()
+}
+
+/// The key is that of [`record_key`].
+pub(super) fn decode_record(key: &[u8], value: &[u8]) -> Result<SegmentRecord, Malformed> {
+    let bad = Malformed("segments");
+    let number = |bytes: &[u8]| bytes.try_into().map(u64::from_be_bytes).map_err(|_| bad);
+    let id = key.len().checked_sub(16).map(|at| &key[at..]).ok_or(bad)?;
+    let row = StoredSegment::decode(value).map_err(|_| bad)?;
+    let prev = match (row.prev_epoch, row.prev_part) {
+        (Some(epoch), Some(part)) => Some(SegmentId { epoch: Epoch(epoch), part: Part(part) }),
+        (None, None) => None,
+        _ => return Err(bad),
+    };
+    Ok(SegmentRecord {
+        id: SegmentId { epoch: Epoch(number(&id[..8])?), part: Part(number(&id[8..])?) },
+        bucket: Bucket(row.bucket),
+        first_seq: Seq(row.first_seq),
+        n_before: row.n_before,
+        prev,
+        incarnation: row
+            .incarnation
+            .try_into()
+            .map(|bytes| Incarnation(u128::from_be_bytes(bytes)))
+            .map_err(|_| bad)?,
+        log: LogId(row.log),
+    })
+}
+
+#[derive(Clone, Copy, PartialEq, Message)]
+struct StoredSaid {
+    #[prost(uint64, tag = "1")]
+    epoch: u64,
+    #[prost(uint64, tag = "2")]
+    part: u64,
+    #[prost(uint64, tag = "3")]
+    head: u64,
+    #[prost(uint64, tag = "4")]
+    n: u64,
+}
+
+pub(super) fn encode_said(said: Said) -> Vec<u8> {
+    let Said { segment, head, n } = said;
+    StoredSaid { epoch: segment.epoch.0, part: segment.part.0, head: head.0, n }.encode_to_vec()
+}
+
+pub(super) fn decode_said(value: &[u8]) -> Result<Said, Malformed> {
+    let row = StoredSaid::decode(value).map_err(|_| Malformed("said"))?;
+    let segment = SegmentId { epoch: Epoch(row.epoch), part: Part(row.part) };
+    Ok(Said { segment, head: Seq(row.head), n: row.n })
 }
 
 #[derive(Clone, Copy, PartialEq, Message)]
@@ -336,41 +562,57 @@ pub(super) fn decode_login(login: &str, value: &[u8]) -> Result<LoginRow, Malfor
 mod tests {
     use super::*;
 
-    #[test]
-    fn no_room_reads_anothers_log() {
-        let a = RoomId::parse("a").unwrap();
-        let ab = RoomId::parse("ab").unwrap();
-        assert!(!log_key(&ab, Seq(1)).starts_with(&log_prefix(&a)));
-        assert!(log_key(&a, Seq(1)).starts_with(&log_prefix(&a)));
-    }
-
-    #[test]
-    fn log_keys_sort_by_seq() {
-        let room = RoomId::parse("r").unwrap();
-        let mut keys: Vec<_> = [1, 255, 256, 65_536, u64::MAX].map(|s| log_key(&room, Seq(s))).into();
-        let sorted = keys.clone();
-        keys.reverse();
-        keys.sort();
-        assert_eq!(keys, sorted);
+    fn log_key(room: &RoomId, seq: Seq) -> Vec<u8> {
+        row_key(&segment_prefix(room, Bucket(3), SegmentId { epoch: Epoch(4), part: Part(5) }), seq)
     }
 
     proptest::proptest! {
-        /// Keys sort as (room by length and name, seq) whatever the names; a user's rooms sort by name.
+        /// A user's rooms sort by name.
         #[test]
-        fn keys_sort_as_what_they_name(a in "[a-z.]{1,6}", b in "[a-z.]{1,6}", x: u64, y: u64) {
-            let (room_a, room_b) = (RoomId::parse(&a).unwrap(), RoomId::parse(&b).unwrap());
-            let want = (a.len(), &a, x).cmp(&(b.len(), &b, y));
-            proptest::prop_assert_eq!(log_key(&room_a, Seq(x)).cmp(&log_key(&room_b, Seq(y))), want);
+        fn user_rooms_sort_by_name(a in "[a-z.]{1,6}", b in "[a-z.]{1,6}") {
             let of_user = |room: &str| key2(Table::UserRooms, "user", room);
             proptest::prop_assert_eq!(of_user(&a).cmp(&of_user(&b)), a.cmp(&b));
+        }
+
+        /// Rows sort as (room by length and name, bucket, epoch, part, seq), records as their segments.
+        #[test]
+        fn segments_sort_as_what_they_name(
+            a in "[a-z.]{1,3}", b in "[a-z.]{1,3}",
+            x: (u32, u64, u64, u64), y: (u32, u64, u64, u64), same in 0..5_usize,
+        ) {
+            // Random numbers differ at once; some of their beginnings are the same.
+            let y = (
+                if same > 0 { x.0 } else { y.0 }, if same > 1 { x.1 } else { y.1 },
+                if same > 2 { x.2 } else { y.2 }, if same > 3 { x.3 } else { y.3 },
+            );
+            let b = if same > 0 { a.clone() } else { b };
+            let (room_a, room_b) = (RoomId::parse(&a).unwrap(), RoomId::parse(&b).unwrap());
+            let segment = |of: (u32, u64, u64, u64)| SegmentId { epoch: Epoch(of.1), part: Part(of.2) };
+            let key = |room: &RoomId, of: (u32, u64, u64, u64)| {
+                row_key(&segment_prefix(room, Bucket(of.0), segment(of)), Seq(of.3))
+            };
+            let want = (a.len(), &a, x).cmp(&(b.len(), &b, y));
+            proptest::prop_assert_eq!(key(&room_a, x).cmp(&key(&room_b, y)), want);
+            let want = (a.len(), &a, segment(x)).cmp(&(b.len(), &b, segment(y)));
+            proptest::prop_assert_eq!(record_key(&room_a, segment(x)).cmp(&record_key(&room_b, segment(y))), want);
         }
 
         /// Foreign bytes are refused, or are a row that would be written so again.
         #[test]
         fn decoders_take_what_encoders_give(mut bytes: Vec<u8>, layout in 0..3_u8) {
             bytes.insert(0, layout);
-            if let Ok(row) = decode_row(&[0; 8], &bytes) {
-                proptest::prop_assert_eq!(log_value(&row), bytes.clone());
+            let room = RoomId::parse("r").unwrap();
+            if let Ok(row) = decode_row(&room, &[0; 8], &bytes) {
+                if row.derived.is_none() {
+                    proptest::prop_assert_eq!(log_value(&row), bytes.clone());
+                }
+                proptest::prop_assert_eq!(decode_row(&room, &[0; 8], &log_value(&row)), Ok(row));
+            }
+            if let Ok(record) = decode_record(&[7; 20], &bytes) {
+                proptest::prop_assert_eq!(decode_record(&[7; 20], &encode_record(&record)), Ok(record));
+            }
+            if let Ok(said) = decode_said(&bytes) {
+                proptest::prop_assert_eq!(decode_said(&encode_said(said)), Ok(said));
             }
             if let Ok(marks) = decode_marks(&bytes) {
                 proptest::prop_assert_eq!(decode_marks(&encode_marks(marks)), Ok(marks));
@@ -405,24 +647,54 @@ mod tests {
             event: Bytes::from_static(b"hello"),
             derived: None,
         };
-        assert_eq!(decode_row(&log_key(&room, row.seq), &log_value(&row)), Ok(row.clone()));
+        let back = |row: &Row| decode_row(&room, &log_key(&room, row.seq), &log_value(row));
+        assert_eq!(back(&row), Ok(row.clone()));
         let empty = Row { event: Bytes::new(), ..row };
-        assert_eq!(decode_row(&log_key(&room, empty.seq), &log_value(&empty)), Ok(empty));
+        assert_eq!(back(&empty), Ok(empty.clone()));
+        // Layout 1 is what rows without anything beside the log have.
+        assert_eq!(log_value(&empty)[0], ROW_LAYOUT);
+        let nothing = Row { derived: Some(Arc::default()), ..empty };
+        assert_eq!((back(&nothing), log_value(&nothing)[0]), (Ok(nothing.clone()), ROW_LAYOUT_DERIVED));
     }
 
     #[test]
     fn foreign_bytes_are_refused_not_panicked_on() {
-        for value in [&[][..], &[0], &[ROW_LAYOUT], &[2; 40], &[0xff; 24]] {
+        let room = RoomId::parse("r").unwrap();
+        for value in [&[][..], &[0], &[ROW_LAYOUT], &[2; 40], &[2; 27], &[3; 40], &[0xff; 24]] {
             assert_eq!(
-                decode_row(&[1, b'r', 0, 0, 0, 0, 0, 0, 0, 1], value),
+                decode_row(&room, &[1, b'r', 0, 0, 0, 0, 0, 0, 0, 1], value),
                 Err(Malformed("log")),
                 "{value:?}"
             );
         }
-        assert_eq!(decode_row(&[1, 2], &[ROW_LAYOUT; 40]), Err(Malformed("log")));
+        assert_eq!(decode_row(&room, &[1, 2], &[ROW_LAYOUT; 40]), Err(Malformed("log")));
+        assert!(decode_record(&[1; 15], &[]).is_err());
+        assert!(decode_record(&[1; 16], &[]).is_err(), "no incarnation");
+        assert!(decode_slot_owner(&[16, 0, 1], &[0]).is_err());
+        assert!(decode_slot_owner(&slot_owner_key(SlotId(1), Epoch(2), Incarnation(3)), &[2]).is_err());
+        assert!(decode_incarnation(&[14, 0]).is_err());
         assert!(decode_member(UserId::parse("u").unwrap(), &[0xff; 9]).is_err());
         assert!(decode_marks(&[0xff]).is_err());
         assert!(decode_expiry(&[11, 0]).is_err());
+    }
+
+    #[test]
+    fn a_room_that_still_has_a_count_of_members_comes_back() {
+        let room = RoomId::parse("r").unwrap();
+        let row = RoomRow {
+            room: room.clone(),
+            log: LogId(7),
+            kind: 1,
+            public: true,
+            lazy: false,
+            name: "n".to_owned(),
+            created_at: UnixMs(3),
+            floor: Seq(4),
+            changed: Seq(5),
+        };
+        // Tag 7, a varint.
+        let bytes = [encode_room(&row), vec![7 << 3, 77]].concat();
+        assert_eq!(decode_room(room, &bytes), Ok(row));
     }
 
     #[test]

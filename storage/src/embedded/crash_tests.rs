@@ -1,29 +1,78 @@
 //! Power cuts: whatever is left of the journal, the store opens with a prefix of its commits, each whole.
 
 use std::fs::OpenOptions;
-use std::io::{Seek, SeekFrom, Write};
+use std::io::{Seek, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use banyan_proto::id::Seq;
+use banyan_proto::id::{Incarnation, Seq};
 
 use super::engine::Engine;
 use super::{Embedded, OpenError, Options, journal};
-use crate::contract::{append_all, batch, member, room, row};
-use crate::room_log::{Derived, Outcome, Page, Range, ReadLimit};
+use crate::contract::log::{derived, record, rows, segment, span, write_all};
+use crate::contract::{member, room, room_row, row, wait};
+use crate::log_store::{LogStore, RoomWrite, Said, SegmentRecord, Write};
+use crate::outcome::Outcome;
+use crate::page::{Page, Range, ReadLimit};
+use crate::row::{Derived, MemberRow, RoomRow, Row};
 
 const ROOMS: [&str; 2] = ["a", "b"];
 const COMMITS: u64 = 6;
 /// Files are made longer than needed beforehand (64 MiB; here less, for speed).
 const JOURNAL_LEN: u64 = 1 << 20;
 
-/// What is in the store: the heads of both rooms, and which members each has.
-type State = Vec<(u64, usize)>;
+/// What is in the store, of each room: rows, segments, what was said last, members, the change of the room's row.
+type State = Vec<(u64, Vec<SegmentRecord>, Option<Said>, usize, Option<Seq>)>;
 
-/// Commit `i` writes two rows to each room and a member to the second. A member is there if and only if its rows are.
+/// A segment for every two commits.
+fn record_of(commit: u64) -> SegmentRecord {
+    let prev = (commit > 1).then(|| segment(commit / 2, 0));
+    record(segment(1 + commit / 2, 0), u32::try_from(commit / 4).unwrap(), 2 * commit + 1, prev)
+}
+
+fn said(commit: u64) -> Said {
+    Said { segment: record_of(commit).id, head: Seq(2 * commit + 2), n: commit }
+}
+
+/// Commit `i` writes two rows to each room, and to the second a segment now and then, a member (with its room's row; also
+/// beside the row of the event) and what it says of itself.
 fn states() -> Vec<State> {
-    (0..=COMMITS)
-        .map(|commits| vec![(2 * commits, 0), (2 * commits, usize::try_from(commits).unwrap())])
-        .collect()
+    let state = |commits: u64| {
+        let segments = (0..commits).filter(|i| i % 2 == 0).map(record_of).collect();
+        let last = commits.checked_sub(1);
+        let members = usize::try_from(commits).unwrap();
+        vec![
+            (2 * commits, Vec::new(), None, 0, None),
+            (2 * commits, segments, last.map(said), members, last.map(|i| Seq(2 * i + 1))),
+        ]
+    };
+    (0..=COMMITS).map(state).collect()
+}
+
+fn member_of(commit: u64) -> MemberRow {
+    MemberRow { changed: Seq(2 * commit + 1), ..member(&format!("member.{commit}"), 1, 2 * commit + 1) }
+}
+
+fn commit(i: u64) -> Vec<RoomWrite> {
+    let SegmentRecord { id, bucket, .. } = record_of(i - i % 2);
+    let from = 2 * i + 1;
+    let [a, b] = ROOMS.map(room);
+    let row = RoomRow { changed: Seq(from), ..room_row(&b) };
+    let mut batch = rows(&b, id, bucket.0, from, from + 1);
+    if let Write::Rows { rows, .. } = &mut batch {
+        let carried = Derived { room: Some(row.clone()), members: vec![member_of(i)] };
+        rows[1].derived = Some(Arc::new(carried));
+    }
+    let mut writes = vec![
+        (a.clone(), rows(&a, id, bucket.0, from, from + 1)),
+        (b.clone(), batch),
+        (b.clone(), derived(Some(row), vec![member_of(i)])),
+        (b.clone(), Write::Said(said(i))),
+    ];
+    if i.is_multiple_of(2) {
+        writes.push((b, Write::Record(record_of(i))));
+    }
+    (0..).zip(writes).map(|(ticket, (room, write))| RoomWrite { ticket, room, write }).collect()
 }
 
 fn options(directory: &Path) -> Options {
@@ -39,13 +88,12 @@ fn scratch() -> tempfile::TempDir {
 /// (the first end is that of the commit before them).
 fn written(root: &Path) -> (PathBuf, Vec<u64>) {
     let store = Embedded::open(options(root)).unwrap();
+    // As a run of a node begins.
+    wait(store.register_incarnation(Incarnation(1), "n".to_owned())).unwrap();
     for i in 0..COMMITS {
-        let from = 2 * i + 1;
-        let mut group: Vec<_> = ROOMS.iter().map(|name| batch(&room(name), from, from + 1)).collect();
-        group[1].ticket = 1_000 + from;
-        let derived = group[1].derived.get_or_insert_with(|| Box::new(Derived::default()));
-        derived.members.push(member(&format!("member.{i}"), 1, from));
-        assert_eq!(append_all(&store, group), [Outcome::Done; 2]);
+        let group = commit(i);
+        let done = vec![Outcome::Done; group.len()];
+        assert_eq!(write_all(&store, group), done);
     }
     store.close();
     let store = root.join("store");
@@ -74,11 +122,27 @@ fn open(store: &Path) -> Result<State, OpenError> {
     let engine = Engine::open(store, &options(store))?;
     let all = ReadLimit { events: usize::MAX, bytes: usize::MAX };
     let state = ROOMS.map(|name| {
-        let Page { rows, .. } = engine.read(&room(name), Range::after(Seq(0)), all).unwrap();
+        let name = room(name);
+        let spans = (0..COMMITS).step_by(2).map(|i| {
+            let SegmentRecord { id, bucket, first_seq, .. } = record_of(i);
+            span(id, bucket.0, first_seq.0, first_seq.0 + 3)
+        });
+        let spans: Vec<_> = spans.collect();
+        let Page { rows, .. } = engine.rows(&name, &spans, Range::after(Seq(0)), all).unwrap();
         for (want, got) in (1..).zip(&rows) {
-            assert_eq!(*got, row(&room(name), want, got.batch_first.0));
+            let derived = got.derived.clone();
+            assert_eq!(derived.is_some(), name.as_str() == "b" && want % 2 == 0);
+            assert!(derived.is_none_or(|derived| derived.members == [member_of(want / 2 - 1)]));
+            let plain = Row { derived: None, ..got.clone() };
+            assert_eq!(plain, row(&name, want, got.batch_first.0));
         }
-        (rows.len() as u64, engine.members(&room(name), None, 100).unwrap().0.len())
+        (
+            rows.len() as u64,
+            engine.segments(&name).unwrap(),
+            engine.said(&name).unwrap(),
+            engine.members(&name, None, 100).unwrap().0.len(),
+            engine.room_row(name).unwrap().map(|row| row.changed),
+        )
     });
     Ok(state.to_vec())
 }

@@ -9,8 +9,10 @@ use std::path::{Path, PathBuf};
 
 use super::OpenError;
 
-/// The format that this release writes. Releases read every format up to theirs.
-pub(super) const FORMAT: u32 = 1;
+/// The format that this release writes. Releases read every format from [`OLDEST`] up to theirs.
+pub(super) const FORMAT: u32 = 2;
+/// Format 1 had no segments. It was never released, so nothing turns it into another.
+const OLDEST: u32 = 2;
 const FORMAT_FILE: &str = "FORMAT";
 const FORMAT_NEW: &str = "FORMAT.new";
 const FORMAT_HEAD: &str = "banyan embedded store, format ";
@@ -54,6 +56,9 @@ impl Directory {
         match found {
             Some(found) if found > FORMAT => {
                 return Err(OpenError::NewerFormat { path: path.to_owned(), found, supported: FORMAT });
+            }
+            Some(found) if found < OLDEST => {
+                return Err(OpenError::OlderFormat { path: path.to_owned(), found, oldest: OLDEST });
             }
             Some(_) => {
                 if !path.join(STORE).is_dir() {
@@ -254,8 +259,22 @@ mod tests {
         drop(Directory::open(root.path(), make).unwrap());
         std::fs::write(root.path().join(FORMAT_FILE), "banyan embedded store, format 7\nand more\n").unwrap();
         let error = Directory::open(root.path(), make).unwrap_err();
-        assert!(matches!(error, OpenError::NewerFormat { found: 7, supported: 1, .. }));
+        assert!(matches!(error, OpenError::NewerFormat { found: 7, supported: 2, .. }));
         assert!(error.to_string().contains("format 7"), "{error}");
+    }
+
+    #[test]
+    fn a_format_from_before_the_first_release_is_refused_in_words() {
+        let root = tempfile::tempdir().unwrap();
+        drop(Directory::open(root.path(), make).unwrap());
+        let format = root.path().join(FORMAT_FILE);
+        std::fs::write(&format, "banyan embedded store, format 1\n").unwrap();
+        let error = Directory::open(root.path(), |_| panic!("made again")).unwrap_err();
+        assert!(matches!(error, OpenError::OlderFormat { found: 1, oldest: 2, .. }));
+        let text = error.to_string();
+        assert!(text.contains("has format 1, from before the first release"), "{text}");
+        assert!(text.ends_with("move the directory away and start with an empty one"), "{text}");
+        assert!(root.path().join(STORE).join("file").is_file(), "it is left as it is");
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
-use banyan_proto::id::{Epoch, RoomId, Seq, UnixMs, UserId};
+use banyan_proto::id::{Bucket, Epoch, Incarnation, RoomId, SegmentId, Seq, SlotId, UnixMs, UserId};
 use fjall::compaction::Leveled;
 use fjall::{
     AbstractTree, CompressionType, Database, Keyspace, KeyspaceCreateOptions, PersistMode, Readable, Snapshot,
@@ -13,10 +13,9 @@ use super::codec::{self, Malformed, Table};
 use super::{OpenError, Options};
 use crate::Error;
 use crate::accounts::{LoginRow, UserRow};
-use crate::room_log::{
-    LoadedRoom, MEMBERS_LOADED_MAX, Marks, MemberPage, MemberRow, PAGE_MAX, Page, READ_MAX, Range, ReadLimit,
-    RoomPage, Row, TAIL,
-};
+use crate::log_store::{RoomWrite, SEGMENTS_MAX, Said, SegmentRecord, SlotOwner, Span, Write};
+use crate::page::{MemberPage, PAGE_MAX, Page, READ_MAX, Range, ReadLimit, RoomPage};
+use crate::row::{Derived, Marks, MemberRow, RoomRow, Row};
 
 /// `state` holds small rows; its share of memory is small.
 const STATE_MEMTABLE_BYTES: u64 = 8 << 20;
@@ -30,8 +29,6 @@ const FILES: usize = 256;
 /// worker is dead. [`Engine::is_behind`] stops short of it, so the writer waits where it can see a failure.
 const MEMTABLES_WAITING: usize = 2;
 const LEVEL_0_RUNS: usize = 24;
-
-const EPOCH: &str = "epoch";
 
 /// Kept as long as the store works; dropped and opened again after a failed write.
 pub(super) struct Engine {
@@ -110,103 +107,88 @@ impl Engine {
         self.db.seqno()
     }
 
-    /// Raises the count of openings and says it. Durable.
-    pub(super) fn raise_epoch(&self) -> Result<Epoch, OpenError> {
-        let key = codec::key(Table::Meta, EPOCH);
-        let failed = |error: fjall::Error| OpenError::Damaged(error.to_string());
-        let stored = self.state.get(&key).map_err(failed)?;
-        let epoch = match &stored {
-            None => 0,
-            Some(bytes) => bytes.as_ref().try_into().map(u64::from_be_bytes).map_err(|_| {
-                OpenError::Damaged("the epoch in the store's state is not a number".to_owned())
-            })?,
-        };
-        let epoch = epoch + 1;
-        let mut batch = self.db.batch().durability(Some(PersistMode::SyncAll));
-        batch.insert(&self.state, key, epoch.to_be_bytes().to_vec());
-        batch.commit().map_err(|error| match error {
-            fjall::Error::Io(source) => OpenError::Directory { path: self.state.path().to_owned(), source },
-            other => failed(other),
-        })?;
-        Ok(Epoch(epoch))
-    }
-
-    pub(super) fn load_room(&self, room: &RoomId) -> Result<Option<LoadedRoom>, Error> {
-        let snapshot = self.db.snapshot();
-        let row = self.get(&snapshot, &codec::key(Table::Rooms, room.as_str()))?;
-        let tail = self.page(&snapshot, room, Range::before(Seq(u64::MAX)), TAIL)?.rows;
-        let (row, last) = match (row, tail.last()) {
-            (Some(row), Some(last)) => (row, last),
-            (None, None) => return Ok(None),
-            (None, Some(_)) => {
-                return Err(Error::Corrupt(format!("room {room} has events but no row of its own")));
-            }
-            (Some(_), None) => return Err(Error::Corrupt(format!("room {room} has no events"))),
-        };
-        let row = codec::decode_room(room.clone(), &row).map_err(damaged)?;
-        let (head, n) = (last.seq, last.n);
-        let (members, more) = self.members_at(&snapshot, room, None, MEMBERS_LOADED_MAX)?;
-        Ok(Some(LoadedRoom { row, head, n, members, members_complete: !more, tail }))
-    }
-
-    pub(super) fn read(&self, room: &RoomId, range: Range, limit: ReadLimit) -> Result<Page, Error> {
-        self.page(&self.db.snapshot(), room, range, limit)
-    }
-
-    fn page(
+    /// Span by span, from the side that the range names.
+    pub(super) fn rows(
         &self,
-        snapshot: &Snapshot,
         room: &RoomId,
+        spans: &[Span],
         range: Range,
         limit: ReadLimit,
     ) -> Result<Page, Error> {
-        let events = limit.events.min(READ_MAX.events);
-        let bytes = limit.bytes.min(READ_MAX.bytes);
-        // Both ends included, from here on.
-        let (first, last) = match range {
-            Range::After { after, through } => (after.0.saturating_add(1), through.0),
-            Range::Before { before, above } => (above.0.saturating_add(1), before.0.saturating_sub(1)),
-        };
-        let mut page = Page { rows: Vec::new(), more: false };
-        if first > last || events == 0 {
-            return Ok(page);
-        }
-        let iter =
-            snapshot.range(&self.log, codec::log_key(room, Seq(first))..=codec::log_key(room, Seq(last)));
-        let mut taken = 0;
-        let mut take = |guard: fjall::Guard| -> Result<bool, Error> {
-            if page.rows.len() == events {
-                page.more = true;
-                return Ok(false);
+        let snapshot = self.db.snapshot();
+        let (first, last) = ends(range);
+        let mut filling = Filling::new(room, limit);
+        let mut take_span = |span: &Span| {
+            let (first, last) = (first.max(span.first.0), last.min(span.last.0));
+            if first > last {
+                return Ok(true);
             }
-            let (key, value) = guard.into_inner().map_err(engine_error)?;
-            let row = codec::decode_row(&key, &value).map_err(damaged)?;
-            if !page.rows.is_empty() && taken + row.event.len() > bytes {
-                page.more = true;
-                return Ok(false);
-            }
-            taken += row.event.len();
-            page.rows.push(row);
-            Ok(true)
+            let prefix = codec::segment_prefix(room, span.bucket, span.segment);
+            let keys = codec::row_key(&prefix, Seq(first))..=codec::row_key(&prefix, Seq(last));
+            filling.take_all(snapshot.range(&self.log, keys), range)
         };
         match range {
             Range::After { .. } => {
-                for guard in iter {
-                    if !take(guard)? {
+                for span in spans {
+                    if !take_span(span)? {
                         break;
                     }
                 }
             }
             Range::Before { .. } => {
-                for guard in iter.rev() {
-                    if !take(guard)? {
+                for span in spans.iter().rev() {
+                    if !take_span(span)? {
                         break;
                     }
                 }
-                page.rows.reverse();
             }
         }
-        Ok(page)
+        Ok(filling.finish(range))
+    }
+
+    pub(super) fn segments(&self, room: &RoomId) -> Result<Vec<SegmentRecord>, Error> {
+        let prefix = codec::prefix(Table::Segments, room.as_str());
+        let mut records = Vec::new();
+        for guard in self.behind(&self.db.snapshot(), &prefix, None).take(SEGMENTS_MAX + 1) {
+            let (key, value) = guard.into_inner().map_err(engine_error)?;
+            records.push(codec::decode_record(&key, &value).map_err(damaged)?);
+        }
+        Ok(records)
+    }
+
+    pub(super) fn said(&self, room: &RoomId) -> Result<Option<Said>, Error> {
+        let value = self.get(&self.db.snapshot(), &codec::key(Table::Said, room.as_str()))?;
+        value.map(|value| codec::decode_said(&value).map_err(damaged)).transpose()
+    }
+
+    pub(super) fn room_row(&self, room: RoomId) -> Result<Option<RoomRow>, Error> {
+        let value = self.get(&self.db.snapshot(), &codec::key(Table::Rooms, room.as_str()))?;
+        value.map(|value| codec::decode_room(room, &value).map_err(damaged)).transpose()
+    }
+
+    pub(super) fn fences(&self) -> Result<Vec<Incarnation>, Error> {
+        let keys = self.behind(&self.db.snapshot(), &[Table::Fences as u8], None);
+        keys.map(|guard| codec::decode_incarnation(&guard.key().map_err(engine_error)?).map_err(damaged))
+            .collect()
+    }
+
+    pub(super) fn incarnations(&self) -> Result<Vec<(Incarnation, String)>, Error> {
+        let rows = self.behind(&self.db.snapshot(), &[Table::Incarnations as u8], None);
+        rows.map(|guard| {
+            let (key, value) = guard.into_inner().map_err(engine_error)?;
+            let node = String::from_utf8(value.to_vec()).map_err(|_| damaged(Malformed("incarnations")))?;
+            Ok((codec::decode_incarnation(&key).map_err(damaged)?, node))
+        })
+        .collect()
+    }
+
+    pub(super) fn slot_owners(&self, slot: SlotId) -> Result<Vec<SlotOwner>, Error> {
+        let rows = self.behind(&self.db.snapshot(), &codec::slot_prefix(slot), None);
+        rows.map(|guard| {
+            let (key, value) = guard.into_inner().map_err(engine_error)?;
+            codec::decode_slot_owner(&key, &value).map_err(damaged)
+        })
+        .collect()
     }
 
     pub(super) fn member(&self, room: &RoomId, user: UserId) -> Result<Option<(MemberRow, Marks)>, Error> {
@@ -222,29 +204,21 @@ impl Engine {
         Ok(Some((codec::decode_member(user, &row).map_err(damaged)?, marks)))
     }
 
+    /// Walks members and marks side by side: both are in the order of users.
     pub(super) fn members(
         &self,
         room: &RoomId,
         after: Option<&UserId>,
         limit: usize,
     ) -> Result<MemberPage, Error> {
-        self.members_at(&self.db.snapshot(), room, after, limit.min(PAGE_MAX))
-    }
-
-    /// Walks members and marks side by side: both are in the order of users.
-    fn members_at(
-        &self,
-        snapshot: &Snapshot,
-        room: &RoomId,
-        after: Option<&UserId>,
-        limit: usize,
-    ) -> Result<MemberPage, Error> {
+        let limit = limit.min(PAGE_MAX);
+        let snapshot = self.db.snapshot();
         let prefix = codec::prefix(Table::Members, room.as_str());
         let marks_prefix = codec::prefix(Table::Marks, room.as_str());
-        let mut marks = self.behind(snapshot, &marks_prefix, after.map(UserId::as_str));
+        let mut marks = self.behind(&snapshot, &marks_prefix, after.map(UserId::as_str));
         let mut mark = next_pair(&mut marks)?;
         let mut found = Vec::new();
-        for guard in self.behind(snapshot, &prefix, after.map(UserId::as_str)) {
+        for guard in self.behind(&snapshot, &prefix, after.map(UserId::as_str)) {
             if found.len() == limit {
                 return Ok((found, true));
             }
@@ -308,6 +282,15 @@ impl Engine {
         value.map(|value| codec::decode_login(login, &value).map_err(damaged)).transpose()
     }
 
+    /// Rows that are written again, as who opens a room does: they take no space that is not taken already. Keys have one
+    /// content, and a batch is there whole or not at all, so one look is enough.
+    pub(super) fn holds(&self, write: &RoomWrite) -> bool {
+        let Write::Rows { segment, bucket, rows } = &write.write else { return false };
+        let prefix = codec::segment_prefix(&write.room, *bucket, *segment);
+        let key = rows.first().map(|row| codec::row_key(&prefix, row.seq));
+        key.is_some_and(|key| self.log.contains_key(key).unwrap_or(false))
+    }
+
     fn get(&self, snapshot: &Snapshot, key: &[u8]) -> Result<Option<fjall::UserValue>, Error> {
         snapshot.get(&self.state, key).map_err(engine_error)
     }
@@ -326,6 +309,70 @@ impl Engine {
 impl std::fmt::Debug for Engine {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Engine")
+    }
+}
+
+/// First and last seq of a range, both included; nothing if the first is above the last.
+fn ends(range: Range) -> (u64, u64) {
+    match range {
+        // Above all there is nothing; a first seq of `u64::MAX` would still be one.
+        Range::After { after: Seq(u64::MAX), .. } => (1, 0),
+        Range::After { after, through } => (after.0 + 1, through.0),
+        Range::Before { before, above } => (above.0.saturating_add(1), before.0.saturating_sub(1)),
+    }
+}
+
+/// A page in the making.
+struct Filling<'a> {
+    room: &'a RoomId,
+    page: Page,
+    events: usize,
+    bytes: usize,
+    taken_bytes: usize,
+}
+
+impl<'a> Filling<'a> {
+    fn new(room: &'a RoomId, limit: ReadLimit) -> Self {
+        Self {
+            room,
+            page: Page { rows: Vec::new(), more: false },
+            events: limit.events.min(READ_MAX.events),
+            bytes: limit.bytes.min(READ_MAX.bytes),
+            taken_bytes: 0,
+        }
+    }
+
+    /// Takes rows from the side that the range names. False: the page is full, or nothing is wanted.
+    fn take_all(&mut self, mut rows: fjall::Iter, range: Range) -> Result<bool, Error> {
+        if self.events == 0 {
+            return Ok(false);
+        }
+        loop {
+            let next = match range {
+                Range::After { .. } => rows.next(),
+                Range::Before { .. } => rows.next_back(),
+            };
+            let Some(guard) = next else { return Ok(true) };
+            if self.page.rows.len() == self.events {
+                self.page.more = true;
+                return Ok(false);
+            }
+            let (key, value) = guard.into_inner().map_err(engine_error)?;
+            let row = codec::decode_row(self.room, &key, &value).map_err(damaged)?;
+            if !self.page.rows.is_empty() && self.taken_bytes + row.event.len() > self.bytes {
+                self.page.more = true;
+                return Ok(false);
+            }
+            self.taken_bytes += row.event.len();
+            self.page.rows.push(row);
+        }
+    }
+
+    fn finish(mut self, range: Range) -> Page {
+        if matches!(range, Range::Before { .. }) {
+            self.page.rows.reverse();
+        }
+        self.page
     }
 }
 
@@ -393,12 +440,6 @@ impl Batch<'_> {
         self.batch.is_empty()
     }
 
-    pub(super) fn row(&mut self, room: &RoomId, row: &Row) {
-        let (key, value) = (codec::log_key(room, row.seq), codec::log_value(row));
-        self.bytes += key.len() + value.len();
-        self.batch.insert(&self.engine.log, key, value);
-    }
-
     fn put(&mut self, key: Vec<u8>, value: Vec<u8>) {
         self.bytes += key.len() + value.len();
         self.batch.insert(&self.engine.state, key, value);
@@ -449,12 +490,86 @@ impl Batch<'_> {
         Ok(keys)
     }
 
-    pub(super) fn room(&mut self, row: &crate::room_log::RoomRow) {
-        self.put(codec::key(Table::Rooms, row.room.as_str()), codec::encode_room(row));
+    /// Written without a look at what is there: nothing, or the same.
+    pub(super) fn rows(&mut self, room: &RoomId, bucket: Bucket, segment: SegmentId, rows: &[Row]) {
+        let prefix = codec::segment_prefix(room, bucket, segment);
+        for row in rows {
+            let (key, value) = (codec::row_key(&prefix, row.seq), codec::log_value(row));
+            debug_assert!(
+                self.engine.log.get(&key).ok().flatten().is_none_or(|stored| *stored == value),
+                "{room}: a second content for seq {} of {segment:?}",
+                row.seq
+            );
+            self.bytes += key.len() + value.len();
+            self.batch.insert(&self.engine.log, key, value);
+        }
     }
 
-    pub(super) fn member(&mut self, room: &RoomId, row: &MemberRow) {
-        self.put(codec::key2(Table::Members, room.as_str(), row.user.as_str()), codec::encode_member(row));
+    pub(super) fn record(&mut self, room: &RoomId, record: &SegmentRecord) {
+        let (key, value) = (codec::record_key(room, record.id), codec::encode_record(record));
+        debug_assert!(
+            self.engine.state.get(&key).ok().flatten().is_none_or(|stored| *stored == value),
+            "{room}: a second content for the record of {:?}",
+            record.id
+        );
+        self.put(key, value);
+    }
+
+    pub(super) fn said(&mut self, room: &RoomId, said: Said) {
+        self.put(codec::key(Table::Said, room.as_str()), codec::encode_said(said));
+    }
+
+    /// Each row unless a later change of it is there. Reads everything before it writes anything.
+    pub(super) fn derived(&mut self, room: &RoomId, derived: &Derived) -> Result<(), Error> {
+        let room_key = codec::key(Table::Rooms, room.as_str());
+        let stored = if derived.room.is_some() { self.seen(&room_key)? } else { None };
+        let stored =
+            stored.map(|value| codec::decode_room(room.clone(), &value)).transpose().map_err(damaged)?;
+        let mut members = Vec::with_capacity(derived.members.len());
+        for row in &derived.members {
+            let key = codec::key2(Table::Members, room.as_str(), row.user.as_str());
+            let stored = self.seen(&key)?.map(|value| codec::decode_member(row.user.clone(), &value));
+            if stored.transpose().map_err(damaged)?.is_none_or(|stored| stored.changed <= row.changed) {
+                members.push((key, row));
+            }
+        }
+        if let Some(row) = &derived.room
+            && stored.is_none_or(|stored| stored.changed <= row.changed)
+        {
+            self.put_seen(room_key, codec::encode_room(row));
+        }
+        for (key, row) in members {
+            self.put_seen(key, codec::encode_member(row));
+            self.user_room(room, row);
+        }
+        Ok(())
+    }
+
+    pub(super) fn fence(&mut self, incarnation: Incarnation) {
+        self.put(codec::incarnation_key(Table::Fences, incarnation), Vec::new());
+    }
+
+    pub(super) fn register(&mut self, incarnation: Incarnation, node: String) {
+        self.put(codec::incarnation_key(Table::Incarnations, incarnation), node.into_bytes());
+    }
+
+    pub(super) fn slot_owner(
+        &mut self,
+        slot: SlotId,
+        owner: SlotOwner,
+        closes: Option<(Epoch, Incarnation)>,
+    ) -> Result<(), Error> {
+        let key = codec::slot_owner_key(slot, owner.epoch, owner.incarnation);
+        let stored =
+            self.seen(&key)?.map(|value| codec::decode_closed(&value)).transpose().map_err(damaged)?;
+        self.put_seen(key, vec![u8::from(owner.closed || stored == Some(true))]);
+        if let Some((epoch, incarnation)) = closes {
+            self.put_seen(codec::slot_owner_key(slot, epoch, incarnation), vec![1]);
+        }
+        Ok(())
+    }
+
+    fn user_room(&mut self, room: &RoomId, row: &MemberRow) {
         let entry = codec::key2(Table::UserRooms, row.user.as_str(), room.as_str());
         if row.role == 0 {
             self.remove(entry);

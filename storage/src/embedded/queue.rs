@@ -1,29 +1,30 @@
 //! What waits for the writer. Callers put in and go on; the writer takes as much as one commit should hold.
 //!
-//! Bounds and their policies: appends beyond [`APPENDS_MAX`] or [`BYTES_MAX`] and account writes beyond [`OPS_MAX`] are refused as
+//! Bounds and their policies: writes to rooms beyond [`WRITES_MAX`] or [`BYTES_MAX`] and other writes beyond [`OPS_MAX`] are refused as
 //! overloaded; marks beyond [`MARKS_MAX`] members are dropped and counted (callers state marks again).
 
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use banyan_proto::id::{RoomId, UnixMs, UserId};
+use banyan_proto::id::{Epoch, Incarnation, RoomId, SlotId, UnixMs, UserId};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::accounts::{Creation, LoginRow, UserRow};
+use crate::log_store::{RoomWrite, SlotOwner, Write};
 use crate::metrics::Metrics;
-use crate::room_log::{
-    APPEND_BYTES_MAX, APPEND_ROWS_MAX, Append, Completion, Marks, NotDone, Outcome, assert_dense,
-};
+use crate::outcome::{Completion, NotDone, Outcome};
+use crate::row::Marks;
 use crate::{BoxFuture, Error};
 
-/// One append in flight a room, so: open rooms that write at the same moment.
-const APPENDS_MAX: usize = 65_536;
+/// Hardly more than one in flight a room, so: open rooms that write at the same moment.
+const WRITES_MAX: usize = 65_536;
 const BYTES_MAX: usize = 64 << 20;
 const OPS_MAX: usize = 4_096;
 const MARKS_MAX: usize = 65_536;
 /// A commit ends above either: it should take milliseconds, and its rows are in memory twice.
-const COMMIT_APPENDS: usize = 4_096;
+const COMMIT_WRITES: usize = 4_096;
 const COMMIT_BYTES: usize = 4 << 20;
 const COMMIT_OPS: usize = 512;
 /// Each mark costs a read. So many ride along with a commit that somebody waits for, so many go when nobody does.
@@ -32,9 +33,29 @@ const COMMIT_MARKS_ALONE: usize = 4_096;
 /// Marks are written at the latest after it.
 const MARKS_WAIT: Duration = Duration::from_millis(900);
 
+/// What owners write about themselves goes on down to so much free space. Any number far above what they take and above
+/// what the file system needs for itself.
+const OWNERS_MIN_FREE: u64 = 1 << 20;
+
+/// A room and the [`name`] of a write to it.
+pub(super) type Name = (RoomId, u64);
+
 pub(super) type Sink = mpsc::Sender<Vec<Completion>>;
 
-/// A write to the accounts.
+/// Takes little, and belongs to what is already there, so it goes on for a while when the disk is full: leaving, what the
+/// last batch changed beside the log, and the record without which a room that was not closed cannot even be read.
+pub(super) fn is_small(write: &RoomWrite) -> bool {
+    matches!(write.write, Write::Record(_) | Write::Derived(_) | Write::Said(_))
+}
+
+/// The same for the same write again, by which one that was cut off is settled.
+fn name(write: &RoomWrite) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    write.write.hash(&mut hasher);
+    hasher.finish()
+}
+
+/// A write to the accounts, or of an owner about itself.
 #[derive(Debug)]
 pub(super) enum Op {
     CreateUser(UserRow),
@@ -43,12 +64,22 @@ pub(super) enum Op {
     EndLogin(String),
     EndAllLogins(UserId),
     SweepLogins(UnixMs),
+    Fence(Incarnation),
+    Register(Incarnation, String),
+    PutSlotOwner { slot: SlotId, owner: SlotOwner, closes: Option<(Epoch, Incarnation)> },
 }
 
 impl Op {
-    /// Frees more than it takes, so it goes on when the disk is full.
-    pub(super) fn is_small(&self) -> bool {
-        matches!(self, Self::EndLogin(_) | Self::EndAllLogins(_) | Self::SweepLogins(_))
+    /// It is refused while less is free. What frees more than it takes goes on when the disk is full; without what owners
+    /// say of themselves, which is a few hundred bytes a start, a server could not even read.
+    pub(super) fn least_free(&self, min_free_bytes: u64) -> u64 {
+        match self {
+            Self::CreateUser(_) | Self::PutUser(_) | Self::PutLogin(_) => min_free_bytes,
+            Self::EndLogin(_) | Self::EndAllLogins(_) | Self::SweepLogins(_) => min_free_bytes / 2,
+            Self::Fence(_) | Self::Register(..) | Self::PutSlotOwner { .. } => {
+                OWNERS_MIN_FREE.min(min_free_bytes / 2)
+            }
+        }
     }
 }
 
@@ -66,8 +97,8 @@ pub(super) struct WaitingOp {
 
 #[derive(Default)]
 struct State {
-    appends: VecDeque<(Append, Sink)>,
-    append_bytes: usize,
+    writes: VecDeque<(RoomWrite, Sink)>,
+    write_bytes: usize,
     ops: VecDeque<WaitingOp>,
     marks: HashMap<(RoomId, UserId), Marks>,
     /// Keys of `marks`, oldest first.
@@ -75,15 +106,15 @@ struct State {
     marks_since: Option<Instant>,
     /// Refusals that did not fit into their sinks.
     refused: Vec<(Sink, Completion)>,
-    /// Rooms an append of which was cut off and may be there. A later refusal must not say that it is not.
-    unsettled: HashSet<RoomId>,
+    /// Writes that were cut off and may be there, by room and [`name`]. A later refusal must not say that they are not.
+    unsettled: HashMap<RoomId, HashSet<u64>>,
     closed: bool,
 }
 
 /// What the writer works on next.
 #[derive(Default)]
 pub(super) struct Taken {
-    pub(super) appends: Vec<(Append, Sink)>,
+    pub(super) writes: Vec<(RoomWrite, Sink)>,
     pub(super) ops: Vec<WaitingOp>,
     pub(super) marks: Vec<((RoomId, UserId), Marks)>,
     pub(super) refused: Vec<(Sink, Completion)>,
@@ -101,7 +132,7 @@ pub(super) struct Queue {
 impl std::fmt::Debug for State {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("State")
-            .field("appends", &self.appends.len())
+            .field("writes", &self.writes.len())
             .field("ops", &self.ops.len())
             .field("marks", &self.marks.len())
             .field("closed", &self.closed)
@@ -110,12 +141,22 @@ impl std::fmt::Debug for State {
 }
 
 impl State {
-    fn has_work(&self) -> bool {
-        !self.appends.is_empty() || !self.ops.is_empty() || !self.refused.is_empty()
+    fn settle(&mut self, room: &RoomId, name: u64) {
+        if let Some(names) = self.unsettled.get_mut(room) {
+            names.remove(&name);
+            if names.is_empty() {
+                self.unsettled.remove(room);
+            }
+        }
     }
 
-    fn refusal(&self, room: &RoomId, why: NotDone) -> Outcome {
-        if self.unsettled.contains(room) { Outcome::Unknown } else { Outcome::NotDone(why) }
+    fn has_work(&self) -> bool {
+        !self.writes.is_empty() || !self.ops.is_empty() || !self.refused.is_empty()
+    }
+
+    fn refusal(&self, write: &RoomWrite, why: NotDone) -> Outcome {
+        let cut_off = self.unsettled.get(&write.room).is_some_and(|names| names.contains(&name(write)));
+        if cut_off { Outcome::Unknown } else { Outcome::NotDone(why) }
     }
 }
 
@@ -128,17 +169,17 @@ impl Queue {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn append(&self, group: Vec<Append>, done: &Sink) {
+    pub(super) fn write(&self, group: Vec<RoomWrite>, done: &Sink) {
         let mut refused = Vec::new();
         let mut state = self.lock();
-        for append in group {
-            assert_dense(&append);
-            let bytes: usize = append.rows.iter().map(|row| row.event.len()).sum();
+        for write in group {
+            write.assert_sound();
+            let bytes = write.bytes();
             let why = if state.closed {
                 Some(NotDone::Closed)
-            } else if append.rows.len() > APPEND_ROWS_MAX || bytes > APPEND_BYTES_MAX {
+            } else if write.is_too_large() {
                 Some(NotDone::TooLarge)
-            } else if state.appends.len() >= APPENDS_MAX || state.append_bytes + bytes > BYTES_MAX {
+            } else if state.writes.len() >= WRITES_MAX || state.write_bytes + bytes > BYTES_MAX {
                 self.metrics.refused_overloaded.increment(1);
                 Some(NotDone::Overloaded)
             } else {
@@ -146,19 +187,17 @@ impl Queue {
             };
             match why {
                 Some(why) => {
-                    refused.push(Completion {
-                        ticket: append.ticket,
-                        outcome: state.refusal(&append.room, why),
-                    });
+                    let outcome = state.refusal(&write, why);
+                    refused.push(Completion { ticket: write.ticket, outcome });
                 }
                 None => {
-                    state.append_bytes += bytes;
-                    state.appends.push_back((append, done.clone()));
+                    state.write_bytes += bytes;
+                    state.writes.push_back((write, done.clone()));
                 }
             }
         }
         #[allow(clippy::cast_precision_loss, reason = "a gauge")]
-        self.metrics.queue_depth.set(state.appends.len() as f64);
+        self.metrics.queue_depth.set(state.writes.len() as f64);
         if !refused.is_empty() {
             match done.try_send(refused) {
                 Ok(()) | Err(mpsc::error::TrySendError::Closed(_)) => {}
@@ -245,12 +284,12 @@ impl Queue {
         };
         let mut taken = Taken { refused: std::mem::take(&mut state.refused), ..Taken::default() };
         let mut bytes = 0;
-        while taken.appends.len() < COMMIT_APPENDS && bytes < COMMIT_BYTES {
-            let Some(next) = state.appends.pop_front() else { break };
-            bytes += next.0.rows.iter().map(|row| row.event.len()).sum::<usize>();
-            taken.appends.push(next);
+        while taken.writes.len() < COMMIT_WRITES && bytes < COMMIT_BYTES {
+            let Some(next) = state.writes.pop_front() else { break };
+            bytes += next.0.bytes();
+            taken.writes.push(next);
         }
-        state.append_bytes -= bytes;
+        state.write_bytes -= bytes;
         let ops = state.ops.len().min(COMMIT_OPS);
         taken.ops.extend(state.ops.drain(..ops));
         if take_marks {
@@ -268,26 +307,39 @@ impl Queue {
         let marks_left = take_marks && !state.marks.is_empty();
         taken.finished = state.closed && !state.has_work() && !marks_left;
         #[allow(clippy::cast_precision_loss, reason = "a gauge")]
-        self.metrics.queue_depth.set(state.appends.len() as f64);
+        self.metrics.queue_depth.set(state.writes.len() as f64);
         taken
     }
 
-    /// What to answer an append that is refused.
-    pub(super) fn refusal(&self, room: &RoomId, why: NotDone) -> Outcome {
-        self.lock().refusal(room, why)
+    /// What to answer a write that is refused.
+    pub(super) fn refusal(&self, write: &RoomWrite, why: NotDone) -> Outcome {
+        self.lock().refusal(write, why)
     }
 
-    /// Notes rooms whose append was cut off; returns those that were not noted before.
-    pub(super) fn unsettle(&self, rooms: impl Iterator<Item = RoomId>) -> Vec<RoomId> {
+    /// Notes writes that were cut off; returns those that were not noted before.
+    pub(super) fn unsettle<'a>(&self, writes: impl Iterator<Item = &'a RoomWrite>) -> Vec<Name> {
         let mut state = self.lock();
-        rooms.filter(|room| state.unsettled.insert(room.clone())).collect()
+        let names = writes.map(|write| (write.room.clone(), name(write)));
+        names.filter(|(room, name)| state.unsettled.entry(room.clone()).or_default().insert(*name)).collect()
     }
 
-    /// An append of these rooms is known to be there, or not to be. Returns whether any others are left.
-    pub(super) fn settle<'a>(&self, rooms: impl Iterator<Item = &'a RoomId>) -> bool {
+    /// These writes are there. Returns whether any others are left that may be.
+    pub(super) fn settle_written<'a>(&self, writes: impl Iterator<Item = &'a RoomWrite>) -> bool {
         let mut state = self.lock();
-        for room in rooms {
-            state.unsettled.remove(room);
+        for write in writes {
+            // Names cost a look at the content: only where there is a question.
+            if state.unsettled.contains_key(&write.room) {
+                state.settle(&write.room, name(write));
+            }
+        }
+        !state.unsettled.is_empty()
+    }
+
+    /// These writes are not there, and will not be. Returns whether any others are left that may be.
+    pub(super) fn settle_lost(&self, names: &[Name]) -> bool {
+        let mut state = self.lock();
+        for (room, name) in names {
+            state.settle(room, *name);
         }
         !state.unsettled.is_empty()
     }
@@ -296,10 +348,10 @@ impl Queue {
     pub(super) fn abandon(&self) {
         let mut state = self.lock();
         state.closed = true;
-        for (append, sink) in std::mem::take(&mut state.appends) {
-            let outcome = state.refusal(&append.room, NotDone::Closed);
+        for (write, sink) in std::mem::take(&mut state.writes) {
+            let outcome = state.refusal(&write, NotDone::Closed);
             // A sink that is full now has nobody left to offer it again.
-            drop(sink.try_send(vec![Completion { ticket: append.ticket, outcome }]));
+            drop(sink.try_send(vec![Completion { ticket: write.ticket, outcome }]));
         }
         state.ops.clear(); // a dropped answer says that it is not known
     }
@@ -314,7 +366,10 @@ impl Queue {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::contract::{batch, room, user, wait};
+    use crate::contract::log::{rows, segment};
+    use crate::contract::{room, user, wait};
+    use crate::log_store::Said;
+    use banyan_proto::id::Seq;
 
     #[allow(clippy::disallowed_methods, reason = "a test without a runtime")]
     fn now() -> Instant {
@@ -325,43 +380,57 @@ mod tests {
         Queue::new(std::sync::Arc::new(Metrics::new()))
     }
 
+    fn batch(room: &RoomId, ticket: u64) -> RoomWrite {
+        RoomWrite { ticket, room: room.clone(), write: rows(room, segment(1, 0), 0, 1, 1) }
+    }
+
     #[test]
-    fn too_many_appends_are_refused_at_once() {
+    fn too_many_writes_are_refused_at_once() {
         let queue = queue();
         let (done, mut completions) = mpsc::channel(2);
         let ours = room("r");
-        let group = |n: u64| (0..n).map(|ticket| Append { ticket, ..batch(&ours, 1, 1) }).collect::<Vec<_>>();
-        queue.append(group(APPENDS_MAX as u64), &done);
+        let group = |n: u64| (0..n).map(|ticket| batch(&ours, ticket)).collect::<Vec<_>>();
+        queue.write(group(WRITES_MAX as u64), &done);
         assert!(completions.try_recv().is_err(), "all of them wait");
-        queue.append(group(2), &done);
+        queue.write(group(2), &done);
         let refused = completions.try_recv().unwrap();
         let outcome = Outcome::NotDone(NotDone::Overloaded);
         assert_eq!(refused, [Completion { ticket: 0, outcome }, Completion { ticket: 1, outcome }]);
         // A commit takes some; then there is room again.
-        assert_eq!(queue.take(Duration::ZERO, true, now).appends.len(), COMMIT_APPENDS);
-        queue.append(group(2), &done);
+        assert_eq!(queue.take(Duration::ZERO, true, now).writes.len(), COMMIT_WRITES);
+        queue.write(group(2), &done);
         assert!(completions.try_recv().is_err());
     }
 
     #[test]
-    fn a_refusal_of_a_room_that_is_not_settled_is_unknown() {
+    fn a_refusal_of_a_write_that_is_not_settled_is_unknown() {
         let queue = queue();
         let (done, mut completions) = mpsc::channel(4);
-        let rooms = [room("a"), room("b")];
-        assert_eq!(queue.unsettle(rooms.iter().cloned()).len(), 2);
-        assert_eq!(queue.unsettle(rooms[..1].iter().cloned()), [], "it was noted before");
-        assert!(queue.settle(rooms[1..].iter()), "one is left");
+        let (a, b) = (room("a"), room("b"));
+        let said = |ticket, head| RoomWrite {
+            ticket,
+            room: a.clone(),
+            write: Write::Said(Said { segment: segment(1, 0), head: Seq(head), n: 0 }),
+        };
+        let cut_off = [batch(&a, 1), said(2, 1), batch(&b, 3)];
+        assert_eq!(queue.unsettle(cut_off.iter()).len(), 3);
+        assert_eq!(queue.unsettle(cut_off[..1].iter()), [], "it was noted before");
+        // Another write of the room settles nothing, whoever asks; the very same one does, whatever its ticket.
+        assert!(queue.settle_written([(said(9, 2))].iter()));
+        assert!(queue.settle_written([(batch(&b, 8))].iter()), "two are left");
+        assert!(queue.settle_lost(&[(a.clone(), name(&cut_off[1]))]), "one is left");
         queue.close();
-        queue.append(rooms.iter().map(|room| batch(room, 1, 1)).collect(), &done);
+        queue.write(vec![batch(&a, 4), said(5, 1), said(6, 2), batch(&b, 7)], &done);
         let outcomes: Vec<_> = completions.try_recv().unwrap().iter().map(|done| done.outcome).collect();
-        assert_eq!(outcomes, [Outcome::Unknown, Outcome::NotDone(NotDone::Closed)]);
+        let closed = Outcome::NotDone(NotDone::Closed);
+        assert_eq!(outcomes, [Outcome::Unknown, closed, closed, closed]);
+        assert!(!queue.settle_written(cut_off.iter()), "none is left");
     }
 
     #[test]
     fn marks_merge_and_have_a_bound() {
         let queue = queue();
-        let marks =
-            |seen| Marks { delivered: Default::default(), seen: banyan_proto::id::Seq(seen), seen_n: 0 };
+        let marks = |seen| Marks { delivered: Default::default(), seen: Seq(seen), seen_n: 0 };
         let of = |i: usize, seen| (room("r"), user(&format!("u{i}")), marks(seen));
         queue.put_marks((0..MARKS_MAX + 10).map(|i| of(i, 1)).collect(), now());
         queue.put_marks(vec![of(0, 5), of(0, 3), of(MARKS_MAX + 20, 9)], now());
@@ -383,7 +452,7 @@ mod tests {
     fn an_abandoned_queue_leaves_nobody_waiting() {
         let queue = queue();
         let (done, mut completions) = mpsc::channel(4);
-        queue.append(vec![batch(&room("r"), 1, 1)], &done);
+        queue.write(vec![batch(&room("r"), 1)], &done);
         let waiting = queue.op(Op::EndLogin("x".to_owned()));
         queue.abandon();
         assert_eq!(completions.try_recv().unwrap()[0].outcome, Outcome::NotDone(NotDone::Closed));

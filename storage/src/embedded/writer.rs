@@ -1,27 +1,29 @@
 //! The one thread that writes: takes all that waits, makes it one commit, syncs once, answers.
 //!
 //! There is no artificial delay: while a commit syncs the next one gathers, so batches grow with load by themselves.
-//! A commit that fails half-way leaves the engine dead (it cannot know what is on disk). Then: its appends are answered
+//! A commit that fails half-way leaves the engine dead (it cannot know what is on disk). Then: its writes are answered
 //! [`Outcome::Unknown`], reads go on from the dead engine, and the files are opened again as soon as there is space; the journal
 //! tells whether the commit is there.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use banyan_proto::id::RoomId;
+use banyan_proto::id::Incarnation;
 use tokio::sync::mpsc;
 
 use super::directory::Directory;
 use super::engine::{Batch, Committed, Engine};
+use super::fences::Fences;
 use super::journal::{self, Tail};
-use super::queue::{Op, Queue, Reply, Sink, Taken, WaitingOp};
+use super::queue::{self, Name, Op, Queue, Reply, Sink, Taken, WaitingOp};
 use super::readers::Shared;
 use super::space::Space;
 use super::{OpenError, Options, now};
 use crate::Error;
 use crate::accounts::SWEEP_MAX;
+use crate::log_store::{RoomWrite, Write};
 use crate::metrics::Metrics;
-use crate::room_log::{Append, Completion, NotDone, Outcome};
+use crate::outcome::{Completion, NotDone, Outcome};
 
 /// How often an idle writer looks whether the engine's background work has failed.
 const IDLE: Duration = Duration::from_secs(1);
@@ -64,8 +66,8 @@ struct Trouble {
 struct CutOff {
     /// Its number is this or a higher one; those before are lower.
     seqno: u64,
-    /// Rooms that it has made unsettled.
-    rooms: Vec<RoomId>,
+    /// Writes that it has made unsettled.
+    writes: Vec<Name>,
 }
 
 pub(super) struct Writer {
@@ -76,10 +78,11 @@ pub(super) struct Writer {
     pub(super) space: Space,
     pub(super) metrics: Arc<Metrics>,
     pub(super) health: Arc<Health>,
+    pub(super) fences: Arc<Fences>,
     trouble: Option<Trouble>,
     /// The last wait before a reopen, and when that came.
     last_trouble: Option<(Duration, Instant)>,
-    /// Some rooms may be in the queue's unsettled set.
+    /// Some writes may be in the queue's unsettled set.
     any_unsettled: bool,
     backlog: Vec<(Sink, Vec<Completion>)>,
 }
@@ -92,6 +95,7 @@ impl Writer {
         options: Options,
         metrics: Arc<Metrics>,
         health: Arc<Health>,
+        fences: Arc<Fences>,
     ) -> Self {
         let space = Space::new(directory.path());
         Self {
@@ -102,6 +106,7 @@ impl Writer {
             space,
             metrics,
             health,
+            fences,
             trouble: None,
             last_trouble: None,
             any_unsettled: false,
@@ -156,7 +161,7 @@ impl Writer {
 
     fn work(&mut self, taken: Taken) {
         self.say(taken.refused);
-        if taken.appends.is_empty() && taken.ops.is_empty() && taken.marks.is_empty() {
+        if taken.writes.is_empty() && taken.ops.is_empty() && taken.marks.is_empty() {
             return;
         }
         let started = now();
@@ -166,34 +171,44 @@ impl Writer {
         self.metrics.full.set(if full { 1.0 } else { 0.0 });
         if self.trouble.is_some() {
             let why = if full { NotDone::Full } else { NotDone::Unavailable };
-            self.refuse(taken.appends, why);
+            self.refuse(taken.writes, why);
             for waiting in taken.ops {
                 let reason = self.trouble.as_ref().map_or_else(String::new, |trouble| trouble.reason.clone());
                 answer(waiting, Err(if full { Error::Full } else { Error::Unavailable(reason) }));
             }
             return;
         }
-        let (appends, refused): (Vec<_>, Vec<_>) = taken
-            .appends
-            .into_iter()
-            .partition(|(append, _)| !if append.rows.is_empty() { very_full } else { full });
-        self.refuse(refused, NotDone::Full);
+        let mut writes = taken.writes;
         let shared = Arc::clone(&self.engine);
         let guard = shared.read().unwrap_or_else(PoisonError::into_inner);
         let Some(engine) = guard.as_ref() else {
             // Only `recover` leaves none, and then there is trouble.
             unreachable!("a store without trouble has an engine");
         };
-        let mut batch = engine.batch();
-        let rows: usize = appends.iter().map(|(append, _)| append.rows.len()).sum();
-        for (append, _) in &appends {
-            build(&mut batch, append);
+        if full {
+            let goes_on = |write: &RoomWrite| !very_full && (queue::is_small(write) || engine.holds(write));
+            let refused = writes.extract_if(.., |(write, _)| !goes_on(write)).collect();
+            self.refuse(refused, NotDone::Full);
         }
+        let mut batch = engine.batch();
+        let rows: usize = writes.iter().map(|(write, _)| write.rows().len()).sum();
+        let unread = writes.extract_if(.., |(write, _)| match build(&mut batch, write) {
+            Ok(()) => false,
+            Err(error) => {
+                tracing::error!(%error, "a write was refused because what it builds on cannot be read");
+                true
+            }
+        });
+        let unread: Vec<_> = unread.collect();
         let mut replies = Vec::new();
+        let mut fenced = Vec::new();
         for waiting in taken.ops {
-            if if waiting.op.is_small() { very_full } else { full } {
+            if free < waiting.op.least_free(self.options.min_free_bytes) {
                 answer(waiting, Err(Error::Full));
                 continue;
+            }
+            if let Op::Fence(incarnation) = waiting.op {
+                fenced.push(incarnation);
             }
             let reply = perform(&mut batch, waiting.op);
             replies.push((waiting.answer, reply));
@@ -213,6 +228,7 @@ impl Writer {
         let empty = batch.is_empty();
         let committed = if empty { Committed::Done } else { batch.commit() };
         drop(guard);
+        self.refuse(unread, NotDone::Unavailable);
         if !empty && matches!(committed, Committed::Done) {
             self.space.wrote(bytes);
             self.metrics.commits.increment(1);
@@ -223,17 +239,19 @@ impl Writer {
         match committed {
             Committed::Done => {
                 if self.any_unsettled {
-                    self.any_unsettled = self.queue.settle(appends.iter().map(|(append, _)| &append.room));
+                    self.any_unsettled = self.queue.settle_written(writes.iter().map(|(write, _)| write));
                 }
-                self.say(appends.into_iter().map(|(append, sink)| {
-                    (sink, Completion { ticket: append.ticket, outcome: Outcome::Done })
+                // Before it is said that they are written.
+                self.fences.extend(fenced);
+                self.say(writes.into_iter().map(|(write, sink)| {
+                    (sink, Completion { ticket: write.ticket, outcome: Outcome::Done })
                 }));
                 for (answer, reply) in replies {
                     drop(answer.send(reply));
                 }
             }
             Committed::Refused => {
-                self.refuse(appends, NotDone::Unavailable);
+                self.refuse(writes, NotDone::Unavailable);
                 let reason = "the engine's background work failed";
                 for (answer, reply) in replies {
                     drop(answer.send(reply.and_then(|_| Err(Error::Unavailable(reason.to_owned())))));
@@ -241,11 +259,11 @@ impl Writer {
                 self.fail(reason.to_owned(), None);
             }
             Committed::Unknown(reason) => {
-                let rooms = self.queue.unsettle(appends.iter().map(|(append, _)| append.room.clone()));
+                let cut_off = self.queue.unsettle(writes.iter().map(|(write, _)| write));
                 self.any_unsettled = true;
-                self.fail(format!("a write failed: {reason}"), Some(CutOff { seqno, rooms }));
-                self.say(appends.into_iter().map(|(append, sink)| {
-                    (sink, Completion { ticket: append.ticket, outcome: Outcome::Unknown })
+                self.fail(format!("a write failed: {reason}"), Some(CutOff { seqno, writes: cut_off }));
+                self.say(writes.into_iter().map(|(write, sink)| {
+                    (sink, Completion { ticket: write.ticket, outcome: Outcome::Unknown })
                 }));
                 for (answer, reply) in replies {
                     drop(answer.send(reply.and(Err(Error::Unknown))));
@@ -285,7 +303,8 @@ impl Writer {
         }
         drop(guard.take());
         match reopen(&self.directory, &self.options) {
-            Ok((engine, last_seqno)) => {
+            Ok((engine, last_seqno, fenced)) => {
+                self.fences.extend(fenced);
                 *guard = Some(engine);
                 drop(guard);
                 let cut_off = trouble.cut_off.take();
@@ -295,7 +314,7 @@ impl Writer {
                     let stored = last_seqno.is_some_and(|last| last >= cut_off.seqno);
                     tracing::info!(stored, "the commit that was cut off has been settled");
                     if !stored {
-                        self.any_unsettled = self.queue.settle(cut_off.rooms.iter());
+                        self.any_unsettled = self.queue.settle_lost(&cut_off.writes);
                     }
                 }
                 self.health.set(None);
@@ -313,16 +332,16 @@ impl Writer {
         }
     }
 
-    fn refuse(&mut self, appends: Vec<(Append, Sink)>, why: NotDone) {
-        if appends.is_empty() {
+    fn refuse(&mut self, writes: Vec<(RoomWrite, Sink)>, why: NotDone) {
+        if writes.is_empty() {
             return;
         }
         let counter =
             if why == NotDone::Full { &self.metrics.refused_full } else { &self.metrics.refused_unavailable };
-        counter.increment(appends.len() as u64);
+        counter.increment(writes.len() as u64);
         let queue = Arc::clone(&self.queue);
-        self.say(appends.into_iter().map(|(append, sink)| {
-            (sink, Completion { ticket: append.ticket, outcome: queue.refusal(&append.room, why) })
+        self.say(writes.into_iter().map(|(write, sink)| {
+            (sink, Completion { ticket: write.ticket, outcome: queue.refusal(&write, why) })
         }));
     }
 
@@ -360,23 +379,26 @@ impl Writer {
     }
 }
 
-fn reopen(directory: &Directory, options: &Options) -> Result<(Engine, Option<u64>), OpenError> {
+/// The engine, the number of the newest commit in its journals, and who is fenced.
+fn reopen(
+    directory: &Directory,
+    options: &Options,
+) -> Result<(Engine, Option<u64>, Vec<Incarnation>), OpenError> {
     let checked = journal::check(&directory.store(), Tail::WriteAgain)?;
-    Ok((Engine::open(&directory.store(), options)?, checked.last_seqno))
+    let engine = Engine::open(&directory.store(), options)?;
+    let fenced = engine.fences().map_err(|error| OpenError::Damaged(error.to_string()))?;
+    Ok((engine, checked.last_seqno, fenced))
 }
 
-fn build(batch: &mut Batch<'_>, append: &Append) {
-    for row in &append.rows {
-        batch.row(&append.room, row);
+/// Puts a write into the commit. An error: nothing of it is in it.
+fn build(batch: &mut Batch<'_>, RoomWrite { room, write, .. }: &RoomWrite) -> Result<(), Error> {
+    match write {
+        Write::Rows { segment, bucket, rows } => batch.rows(room, *bucket, *segment, rows),
+        Write::Record(record) => batch.record(room, record),
+        Write::Derived(derived) => return batch.derived(room, derived),
+        Write::Said(said) => batch.said(room, *said),
     }
-    if let Some(derived) = &append.derived {
-        if let Some(room) = &derived.room {
-            batch.room(room);
-        }
-        for member in &derived.members {
-            batch.member(&append.room, member);
-        }
-    }
+    Ok(())
 }
 
 fn perform(batch: &mut Batch<'_>, op: Op) -> Result<Reply, Error> {
@@ -387,6 +409,17 @@ fn perform(batch: &mut Batch<'_>, op: Op) -> Result<Reply, Error> {
         Op::EndLogin(login) => batch.end_login(&login).map(|()| Reply::Done),
         Op::EndAllLogins(user) => batch.end_all_logins(&user).map(|()| Reply::Done),
         Op::SweepLogins(at) => batch.sweep_logins(at, SWEEP_MAX).map(Reply::Swept),
+        Op::Fence(incarnation) => {
+            batch.fence(incarnation);
+            Ok(Reply::Done)
+        }
+        Op::Register(incarnation, node) => {
+            batch.register(incarnation, node);
+            Ok(Reply::Done)
+        }
+        Op::PutSlotOwner { slot, owner, closes } => {
+            batch.slot_owner(slot, owner, closes).map(|()| Reply::Done)
+        }
     }
 }
 

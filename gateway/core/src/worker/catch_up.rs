@@ -4,8 +4,9 @@
 //! a cursor gets its next page only when its socket has taken the one before.
 
 use banyan_proto::frame;
-use banyan_proto::id::Seq;
+use banyan_proto::id::{Epoch, RoomId, Seq};
 use banyan_proto::link::{Page, Ticket, ToShard};
+use banyan_proto::plant::{self, Bug};
 use banyan_proto::v1;
 use banyan_proto::v1::server_frame::Body;
 use smallvec::SmallVec;
@@ -34,6 +35,9 @@ const RETRY_MS: u64 = 500;
 #[derive(Debug)]
 pub(crate) struct Pull {
     room: u32,
+    /// Its name and slot: the question outlives the room's entry here.
+    id: RoomId,
+    slot: u16,
     after: Seq,
     /// Cursors that wait for it; none: it fills a gap of the room.
     pub(super) readers: SmallVec<[Key; 1]>,
@@ -41,7 +45,7 @@ pub(crate) struct Pull {
 
 impl Worker {
     /// Fills the gap between what is applied and the known head, if there is one; one pull a room.
-    pub(super) fn repair(&mut self, room_index: u32) {
+    pub(super) fn repair(&mut self, now: Now, room_index: u32) {
         let Some(room) = self.rooms.get(room_index) else { return };
         if room.repair.is_some() || room.repair_waits || !room.admitted || room.applied >= room.known_head {
             return;
@@ -49,19 +53,33 @@ impl Worker {
         let at = self.new_ticket();
         let Some(room) = self.rooms.get_mut(room_index) else { return };
         room.repair = Some(at);
-        let after = room.applied;
-        let id = room.id.clone();
-        self.counters.pulls += 1;
-        self.pulls.insert(at, Pull { room: room_index, after, readers: SmallVec::new() });
-        let message = ToShard::Pull {
-            room: id.clone(),
-            ticket: at,
-            after,
-            through: None,
-            max_events: REPAIR_EVENTS,
-            max_bytes: REPAIR_BYTES,
+        let pull = Pull {
+            room: room_index,
+            id: room.id.clone(),
+            slot: room.slot,
+            after: room.applied,
+            readers: SmallVec::new(),
         };
-        self.tell_owner(&id, message);
+        self.pulls.insert(at, pull);
+        self.pull(now, at);
+    }
+
+    /// Asks the owner for a page that is noted already.
+    fn pull(&mut self, now: Now, at: Ticket) {
+        self.counters.pulls += 1;
+        if let Some(slot) = self.pulls.get(&at).map(|pull| pull.slot)
+            && let Some(message) = self.pull_message(at)
+        {
+            self.hand(now, slot, at, message);
+        }
+    }
+
+    pub(super) fn pull_message(&self, at: Ticket) -> Option<ToShard> {
+        let pull = self.pulls.get(&at)?;
+        let (max_events, max_bytes) =
+            if pull.readers.is_empty() { (REPAIR_EVENTS, REPAIR_BYTES) } else { (PAGE_EVENTS, PAGE_BYTES) };
+        let room = pull.id.clone();
+        Some(ToShard::Pull { room, ticket: at, after: pull.after, through: None, max_events, max_bytes })
     }
 
     /// Not at once: it has just failed.
@@ -77,7 +95,7 @@ impl Worker {
     }
 
     /// A cursor has fallen off its ring, or begins below it.
-    pub(super) fn begin_reading(&mut self, index: u32, room_index: u32) {
+    pub(super) fn begin_reading(&mut self, now: Now, index: u32, room_index: u32) {
         let Some(connection) = self.connections.get_mut(index) else { return };
         let Some(Place::Live(place)) = connection.place_in(room_index) else { return };
         let Some(room) = self.rooms.get_mut(room_index) else { return };
@@ -91,22 +109,22 @@ impl Worker {
         cursor.extra_mut().read_to = streamed;
         connection.reading += 1;
         self.counters.fell_to_log += 1;
-        self.want_page(index, room_index);
+        self.want_page(now, index, room_index);
     }
 
     /// All that the socket was given is taken: pages for the cursors that read from the log.
-    pub(super) fn want_pages(&mut self, index: u32) {
+    pub(super) fn want_pages(&mut self, now: Now, index: u32) {
         let Some(connection) = self.connections.get(index) else { return };
         if connection.reading == 0 {
             return;
         }
         let rooms: SmallVec<[u32; 8]> = connection.rooms.iter().map(|reference| reference.room).collect();
         for room_index in rooms {
-            self.want_page(index, room_index);
+            self.want_page(now, index, room_index);
         }
     }
 
-    fn want_page(&mut self, index: u32, room_index: u32) {
+    fn want_page(&mut self, now: Now, index: u32, room_index: u32) {
         let Some(key) = self.connections.key_of(index) else { return };
         let Some(connection) = self.connections.get_mut(index) else { return };
         if connection.out.is_some() || connection.blocked || connection.pulling >= PULLS_OF_ONE {
@@ -121,11 +139,11 @@ impl Worker {
         cursor.extra_mut().pull = PullState::Queued;
         connection.pulling += 1;
         self.pull_queue.push_back((key, room_index));
-        self.pull_next();
+        self.pull_next(now);
     }
 
     /// Sends pulls while there is room for them.
-    fn pull_next(&mut self) {
+    fn pull_next(&mut self, now: Now) {
         while self.pulls.len() < PULLS_MAX {
             let Some((key, room_index)) = self.pull_queue.pop_front() else { return };
             let Some(connection) = self.connections.get_key_mut(key) else { continue };
@@ -137,7 +155,6 @@ impl Worker {
                 continue;
             }
             let after = Seq(cursor.next.0 - 1);
-            let id = room.id.clone();
             let shared = self
                 .pulls
                 .iter_mut()
@@ -150,22 +167,30 @@ impl Worker {
             self.next_pull += 1;
             let at = Ticket(self.next_pull);
             cursor.extra_mut().pull = PullState::Asked(at);
-            self.counters.pulls += 1;
-            self.pulls.insert(at, Pull { room: room_index, after, readers: SmallVec::from_buf([key]) });
-            let message = ToShard::Pull {
-                room: id.clone(),
-                ticket: at,
-                after,
-                through: None,
-                max_events: PAGE_EVENTS,
-                max_bytes: PAGE_BYTES,
-            };
-            self.tell_owner(&id, message);
+            let readers = SmallVec::from_buf([key]);
+            let pull = Pull { room: room_index, id: room.id.clone(), slot: room.slot, after, readers };
+            self.pulls.insert(at, pull);
+            self.pull(now, at);
         }
     }
 
-    /// An owner's page.
-    pub(super) fn page(&mut self, now: Now, at: Ticket, page: Result<Page, v1::Error>) {
+    /// An owner's page, and the epoch under which it was given (zero: an error that no room was involved in).
+    pub(super) fn page(&mut self, now: Now, at: Ticket, epoch: Epoch, page: Result<Page, v1::Error>) {
+        let Some(pull) = self.pulls.get(&at) else { return };
+        let slot = pull.slot;
+        let known = self.routes.epoch(slot);
+        if epoch > known {
+            self.heard(now, slot, epoch, None);
+        } else if epoch == known {
+            self.confirmed(now, slot);
+        } else if epoch != Epoch(0) && !plant::is(Bug::GatewayIgnoresEpoch) {
+            self.counters.stale += 1;
+            return;
+        }
+        self.page_came(now, at, page);
+    }
+
+    pub(super) fn page_came(&mut self, now: Now, at: Ticket, page: Result<Page, v1::Error>) {
         let Some(pull) = self.pulls.remove(&at) else { return };
         if pull.readers.is_empty() {
             self.repaired(now, at, pull.room, page);
@@ -177,7 +202,7 @@ impl Worker {
                 }
             }
         }
-        self.pull_next();
+        self.pull_next(now);
     }
 
     /// The page did not bring this cursor on: it asks again, but not at once.
@@ -223,7 +248,7 @@ impl Worker {
         }
         if room.applied < room.known_head {
             if room.applied > before {
-                self.repair(room_index);
+                self.repair(now, room_index);
             } else {
                 self.repair_later(now, room_index);
             }
@@ -246,11 +271,11 @@ impl Worker {
                     if let Some(room) = self.rooms.get_mut(room_index) {
                         room.repair_waits = false;
                     }
-                    self.repair(room_index);
+                    self.repair(now, room_index);
                 }
             }
         }
-        self.pull_next();
+        self.pull_next(now);
     }
 
     /// Gives a page to one cursor, if it is the one that this cursor has asked for.
@@ -365,7 +390,7 @@ impl Worker {
     pub(super) fn put_gap(
         &mut self,
         format: frame::Format,
-        room: &banyan_proto::id::RoomId,
+        room: &RoomId,
         from: Seq,
         to: Seq,
         expired: bool,

@@ -1,9 +1,10 @@
 //! Commands of clients: from the frame to its reply.
 
-use banyan_proto::codes::{Close, Code};
+use banyan_proto::codes::{Close, Code, Verdict};
 use banyan_proto::frame::Bad;
-use banyan_proto::id::{RoomId, Seq};
+use banyan_proto::id::{Epoch, RoomId, Seq};
 use banyan_proto::link::{Answer, RoomCall, RoomCommand, Ticket, ToShard};
+use banyan_proto::plant::{self, Bug};
 use banyan_proto::v1;
 use banyan_proto::v1::client_frame::Command;
 use banyan_proto::v1::server_frame::Body;
@@ -102,7 +103,7 @@ impl Worker {
         match checked {
             Checked::Auth { token, client } => {
                 self.set_phase(now, index, Phase::Checking);
-                self.owe(now, index, id, What::Auth, 1);
+                self.owe(now, index, id, 0, What::Auth, 1);
                 self.effects.push(Effect::Authenticate { connection: key, token, client });
             }
             Checked::Refresh { token } => {
@@ -115,7 +116,7 @@ impl Worker {
                     self.reply_code(index, id, Code::LimitExceeded, "another `refresh` is in flight");
                     return;
                 }
-                self.owe(now, index, id, What::Refresh, 1);
+                self.owe(now, index, id, 0, What::Refresh, 1);
                 self.effects.push(Effect::Authenticate { connection: key, token, client: None });
             }
             Checked::Subscribe(rooms) => self.subscribe(now, index, id, rooms),
@@ -137,7 +138,7 @@ impl Worker {
             | Checked::Rooms { .. }
             | Checked::FindUser { .. }) => {
                 let Some(person) = self.person(index) else { return };
-                self.owe(now, index, id, What::Backend, 1);
+                self.owe(now, index, id, 0, What::Backend, 1);
                 self.effects.push(Effect::Backend { connection: key, id, person, command });
             }
         }
@@ -159,7 +160,7 @@ impl Worker {
                 let known = self.room_ids.get(room.as_str()).and_then(|known| self.rooms.get(*known));
                 What::Send {
                     room: room.clone(),
-                    client_msg_id: send.client_msg_id.as_str().into(),
+                    send: Box::new(send.clone()),
                     above: known.map_or(Seq(0), |room| room.known_head),
                 }
             }
@@ -167,7 +168,7 @@ impl Worker {
                 let busy = flight_of(connection)
                     .pending
                     .iter()
-                    .filter(|pending| matches!(pending.what, What::Room { heavy: true }))
+                    .filter(|pending| matches!(pending.what, What::Room { heavy: true, .. }))
                     .count();
                 if busy >= HEAVY_MAX || connection.queued() > QUEUED_SOFT {
                     flight_of(connection)
@@ -175,24 +176,40 @@ impl Worker {
                         .push_back((id, Waiting::Checked(Checked::Room { room, command })));
                     return;
                 }
-                What::Room { heavy: true }
+                What::Room { heavy: true, room: room.clone(), command: Box::new(command.clone()) }
             }
-            _ => What::Room { heavy: false },
+            _ => What::Room { heavy: false, room: room.clone(), command: Box::new(command.clone()) },
         };
-        let Some(ticket) = self.owe(now, index, id, what, 1) else { return };
+        let slot = self.routes.of_room(&room);
+        let Some(ticket) = self.owe(now, index, id, slot, what, 1) else { return };
         let Some(key) = self.connections.key_of(index) else { return };
         let call = Box::new(RoomCall { ticket, caller, origin: self.origin_of(key), command });
-        let message = ToShard::Room { room: room.clone(), call };
-        self.tell_owner(&room, message);
+        self.hand(now, slot, ticket, ToShard::Room { room, call });
     }
 
     /// Notes a reply that is owed; takes `tickets` tickets and gives the first.
-    pub(super) fn owe(&mut self, now: Now, index: u32, id: u64, what: What, tickets: u32) -> Option<Ticket> {
+    pub(super) fn owe(
+        &mut self,
+        now: Now,
+        index: u32,
+        id: u64,
+        slot: u16,
+        what: What,
+        tickets: u32,
+    ) -> Option<Ticket> {
         let key = self.connections.key_of(index)?;
         let connection = self.connections.get_mut(index)?;
         let first = connection.tickets;
         connection.tickets = first.wrapping_add(tickets);
-        flight_of(connection).pending.push(Pending { id, ticket: first, since: now.ms, what });
+        flight_of(connection).pending.push(Pending {
+            id,
+            ticket: first,
+            since: now.ms,
+            slot,
+            handed: true,
+            twice: false,
+            what,
+        });
         Some(ticket(key, first))
     }
 
@@ -269,10 +286,16 @@ impl Worker {
         let user = match self.user_ids.get(identity.person.user.as_str()) {
             Some(user) => *user,
             None => {
-                let entry = User { person: identity.person.clone(), connections: SmallVec::new() };
-                let Some(user) = self.users.insert(entry) else { return };
                 let name = identity.person.user.clone();
-                self.tell_user_channel(ToShard::UserOnline { user: name.clone() }, &name);
+                let slot = self.routes.of_user(&name);
+                let person = identity.person.clone();
+                let entry = User { person, slot, slot_place: 0, connections: SmallVec::new() };
+                let Some(user) = self.users.insert(entry) else { return };
+                let place = self.routes.add_user(slot, user.index);
+                if let Some(entry) = self.users.get_mut(user.index) {
+                    entry.slot_place = place;
+                }
+                self.tell(slot, ToShard::UserOnline { user: name.clone() });
                 self.user_ids.insert(name, user.index);
                 user.index
             }
@@ -348,19 +371,43 @@ impl Worker {
         self.release_waiting(now, connection.index);
     }
 
-    /// The owner's answer to a command.
-    pub(super) fn answer(&mut self, now: Now, at: Ticket, answer: Answer) {
+    /// The owner's answer to a command, and under which epoch it was given (zero: no room was involved).
+    pub(super) fn answer(&mut self, now: Now, at: Ticket, epoch: Epoch, answer: Answer) {
         let (key, count) = split_ticket(at);
+        let Some(connection) = self.connections.get_key(key) else { return };
+        let Some(flight) = &connection.flight else { return };
+        let Some(place) = flight.pending.iter().position(|pending| pending.has(count)) else { return };
+        let pending = &flight.pending[place];
+        let slot = match &pending.what {
+            What::Subscribe(subscribing) => {
+                self.routes.of_room(&subscribing.asked[count.wrapping_sub(pending.ticket) as usize].room)
+            }
+            _ => pending.slot,
+        };
+        let known = self.routes.epoch(slot);
+        if epoch != Epoch(0) && epoch < known {
+            self.counters.stale += 1;
+            let refusal = matches!(answer, Answer::Error(_)) && plant::is(Bug::GatewayTakesOldRefusal);
+            if !refusal && !plant::is(Bug::GatewayIgnoresEpoch) {
+                return;
+            }
+        }
+        if epoch > known {
+            self.newer(now, slot, epoch, None);
+        }
+        self.settle_answer(now, key, count, epoch, answer);
+        if epoch > known {
+            self.owner_gone(now, slot);
+        }
+        if epoch >= known && epoch != Epoch(0) {
+            self.confirmed(now, slot);
+        }
+    }
+
+    fn settle_answer(&mut self, now: Now, key: Key, count: u32, epoch: Epoch, answer: Answer) {
         let Some(connection) = self.connections.get_key_mut(key) else { return };
         let Some(flight) = &mut connection.flight else { return };
-        let place = flight.pending.iter().position(|pending| {
-            let span = match &pending.what {
-                What::Subscribe(subscribing) => subscribing.asked.len() as u32,
-                _ => 1,
-            };
-            count.wrapping_sub(pending.ticket) < span
-        });
-        let Some(place) = place else { return };
+        let Some(place) = flight.pending.iter().position(|pending| pending.has(count)) else { return };
         if let What::Subscribe(_) = &flight.pending[place].what {
             let item = count.wrapping_sub(flight.pending[place].ticket) as usize;
             self.subscribe_answered(now, key.index, place, item, answer);
@@ -371,15 +418,27 @@ impl Worker {
         self.flight_moved(index);
         match (pending.what, answer) {
             (What::Send { room, .. }, Answer::Sent(reply)) => self.sent(index, pending.id, &room, *reply),
-            (What::Room { heavy }, Answer::Body(body)) => {
+            (What::Room { heavy, .. }, Answer::Body(body)) => {
                 self.reply(index, pending.id, *body);
                 if heavy {
                     self.release_waiting(now, index);
                 }
             }
+            // Only an owner can know that a send was not and will not be done, and only of the try that it refuses.
+            (What::Send { .. }, Answer::Error(error))
+                if (epoch == Epoch(0) || (pending.twice && !plant::is(Bug::GatewayTakesOldRefusal)))
+                    && is_definite(&error) =>
+            {
+                self.reply_code(
+                    index,
+                    pending.id,
+                    Code::Unavailable,
+                    "the room's owner cannot be reached now",
+                );
+            }
             (what, Answer::Error(error)) => {
                 self.reply_error(index, pending.id, *error);
-                if matches!(what, What::Room { heavy: true }) {
+                if matches!(what, What::Room { heavy: true, .. }) {
                     self.release_waiting(now, index);
                 }
             }
@@ -399,7 +458,8 @@ impl Worker {
     fn sent(&mut self, index: u32, id: u64, room: &RoomId, reply: v1::SendReply) {
         let seq = Seq(reply.seq);
         let frame = v1::ServerFrame { id: Some(id), body: Some(Body::Send(reply)) };
-        if !self.reply_in_place(index, room, seq, &frame) {
+        // The owner's order alone does not show that bug: replies wait here.
+        if plant::is(Bug::ReplyBeforeLowerEvent) || !self.reply_in_place(index, room, seq, &frame) {
             self.queue(index, &frame);
         }
     }
@@ -430,4 +490,10 @@ impl Worker {
         }
         true
     }
+}
+
+fn is_definite(error: &v1::Error) -> bool {
+    // That the id is taken stays true whatever happens to other tries.
+    Code::try_from(error.code)
+        .is_ok_and(|code| code.verdict() == Verdict::Definite && code != Code::ClientMsgIdReused)
 }

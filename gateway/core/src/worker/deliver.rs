@@ -180,7 +180,7 @@ impl Worker {
                     }
                 }
             }
-            self.gather(index);
+            self.gather(now, index);
             let Some(connection) = self.connections.get_mut(index) else { return };
             let Some(mut out) = connection.out.take() else {
                 self.flushed(now, index);
@@ -223,7 +223,7 @@ impl Worker {
     }
 
     /// Moves what the dirty rooms have for this connection behind its queued frames, up to a bound.
-    fn gather(&mut self, index: u32) {
+    fn gather(&mut self, now: Now, index: u32) {
         loop {
             let Some(connection) = self.connections.get_mut(index) else { return };
             let Some(room_index) = connection.dirty_rooms.last().copied() else { return };
@@ -233,7 +233,7 @@ impl Worker {
                 }
                 return;
             }
-            if self.gather_room(index, room_index)
+            if self.gather_room(now, index, room_index)
                 && let Some(connection) = self.connections.get_mut(index)
                 && connection.dirty_rooms.last() == Some(&room_index)
             {
@@ -243,7 +243,7 @@ impl Worker {
     }
 
     /// True when the room has nothing more for it now.
-    fn gather_room(&mut self, index: u32, room_index: u32) -> bool {
+    fn gather_room(&mut self, now: Now, index: u32, room_index: u32) -> bool {
         loop {
             let Some(connection) = self.connections.get_mut(index) else { return true };
             let Some(Place::Live(place)) = connection.place_in(room_index) else { return true };
@@ -301,7 +301,7 @@ impl Worker {
                 }
             }
             let Some(ring) = side.ring.as_ref().filter(|ring| ring.first() <= next) else {
-                self.begin_reading(index, room_index);
+                self.begin_reading(now, index, room_index);
                 return true;
             };
             let mut bytes = ring.slice(next, stop);
@@ -340,6 +340,6 @@ impl Worker {
         if waits {
             self.release_waiting(now, index);
         }
-        self.want_pages(index);
+        self.want_pages(now, index);
     }
 }

@@ -7,6 +7,7 @@ use banyan_proto::event::LoggedEvent;
 use banyan_proto::frame::Format;
 use banyan_proto::id::{Epoch, RoomId, Seq, UserId};
 use banyan_proto::link::{FromShard, ToShard};
+use banyan_proto::plant::{self, Bug};
 use banyan_proto::v1;
 use banyan_proto::v1::event::Kind;
 use banyan_proto::v1::server_frame::Body;
@@ -25,24 +26,20 @@ impl Worker {
     /// One message of a shard worker.
     pub fn shard_said(&mut self, now: Now, message: FromShard) {
         match message {
-            FromShard::Answer { ticket, answer, .. } => self.answer(now, ticket, answer),
+            FromShard::Answer { ticket, epoch, answer } => self.answer(now, ticket, epoch, answer),
             FromShard::Events { room, epoch, events } => self.events(now, &room, epoch, &events),
-            FromShard::Head { room, epoch, head, n, .. } => {
+            FromShard::Head { room, epoch, head, n, last_membership } => {
                 let Some(room_index) = self.room_ids.get(room.as_str()).copied() else { return };
-                let Some(room) = self.rooms.get_mut(room_index) else { return };
-                if !room.admitted || epoch < room.epoch {
+                if self.accepts(now, room_index, epoch) {
+                    self.head(now, room_index, head, n, last_membership);
+                }
+            }
+            FromShard::Marks { room, epoch, marks } => {
+                let Some(room_index) = self.room_ids.get(room.as_str()).copied() else { return };
+                if !self.accepts(now, room_index, epoch) {
                     return;
                 }
-                room.epoch = epoch;
-                room.known_head = room.known_head.max(head);
-                if head == room.applied {
-                    room.n = n;
-                }
-                self.repair(room_index);
-            }
-            FromShard::Marks { room, marks, .. } => {
-                let Some(room_index) = self.room_ids.get(room.as_str()) else { return };
-                let Some(entry) = self.rooms.get(*room_index) else { return };
+                let Some(entry) = self.rooms.get(room_index) else { return };
                 let cursors = entry.sides.iter().flat_map(|side| &side.cursors);
                 let readers = cursors.filter(|cursor| cursor.state != CursorState::Held);
                 let readers: SmallVec<[u32; 16]> = readers.map(|cursor| cursor.connection).collect();
@@ -50,19 +47,52 @@ impl Worker {
                     Body::Marks(v1::MarksPush { room: room.as_str().to_owned(), marks: marks.to_vec() });
                 self.push_optional(&readers, push);
             }
-            FromShard::Left { room, user, at, .. } => {
+            FromShard::Left { room, epoch, user, at } => {
                 if let (Some(room), Some(user)) =
                     (self.room_ids.get(room.as_str()).copied(), self.user_ids.get(user.as_str()).copied())
+                    && self.accepts(now, room, epoch)
                 {
-                    // Whoever has come back was admitted behind this on the link.
-                    self.end_cursors(user, room, Seq(u64::MAX), at);
+                    // It may be said again to a gateway that has lost its owner: who has come back since was admitted
+                    // above it (two changes of one member at one head are never both without an event).
+                    self.end_cursors(user, room, at.next(), at);
                 }
             }
-            FromShard::Page { ticket, page, .. } => self.page(now, ticket, page),
-            // One process owns all slots, always.
-            FromShard::Moved { .. } => {}
+            FromShard::Page { ticket, epoch, page, .. } => self.page(now, ticket, epoch, page),
+            FromShard::Moved { slot, ticket, epoch, owner } => self.moved(now, slot, ticket, epoch, owner),
             FromShard::User { user, push } => self.user_push(&user, &push),
         }
+    }
+
+    /// How far the owner says that a room has come.
+    fn head(&mut self, now: Now, room_index: u32, head: Seq, n: u64, last_membership: Seq) {
+        let Some(room) = self.rooms.get_mut(room_index) else { return };
+        // While interests wait to be stated again, none of them is what this answers.
+        if !self.routes.restates(room.slot) {
+            room.stated = false;
+            room.heard_to = None;
+        }
+        // Also where the answer that admits somebody comes later: it may be older.
+        room.known_head = room.known_head.max(head);
+        if !room.admitted {
+            return;
+        }
+        if head == room.applied {
+            room.n = n;
+        }
+        // Who reads nothing but heads needs the events only for what they say of members.
+        let membership = last_membership > room.applied && !plant::is(Bug::PassiveMissesRemoval);
+        if head > room.applied && room.live() == 0 && !membership {
+            room.applied = head;
+            room.n = n;
+            room.changed_at = now.ms;
+            for side in &mut room.sides {
+                if let Some(ring) = side.ring.take() {
+                    self.rings_bytes -= ring.capacity();
+                }
+            }
+            self.spread(now, room_index);
+        }
+        self.repair(now, room_index);
     }
 
     fn user_push(&mut self, user: &UserId, push: &Body) {
@@ -95,16 +125,34 @@ impl Worker {
     }
 
     fn events(&mut self, now: Now, room: &RoomId, epoch: Epoch, events: &[Arc<LoggedEvent>]) {
-        let Some(room_index) = self.room_ids.get(room.as_str()).copied() else { return };
-        let Some(room) = self.rooms.get_mut(room_index) else { return };
+        let Some(room_index) = self.room_ids.get(room.as_str()).copied() else {
+            // That nobody reads it any more was said when there was no way to its owner.
+            let slot = self.routes.of_room(room);
+            if epoch >= self.routes.epoch(slot) {
+                self.tell(slot, ToShard::Uninterest { room: room.clone() });
+            }
+            return;
+        };
         let Some(last) = events.last() else { return };
-        if !room.admitted || epoch < room.epoch {
+        if !self.accepts(now, room_index, epoch) {
             return;
         }
-        room.epoch = epoch;
+        let Some(room) = self.rooms.get_mut(room_index) else { return };
+        room.stated = false;
         room.known_head = room.known_head.max(last.seq());
+        if !room.admitted {
+            return;
+        }
+        if plant::is(Bug::RemovalAppliedAtReceipt) {
+            let applied = room.applied;
+            for event in events {
+                if let Some(user) = user_gone(event).and_then(|user| self.user_ids.get(user).copied()) {
+                    self.end_cursors(user, room_index, event.seq(), applied.min(event.seq()));
+                }
+            }
+        }
         self.apply(now, room_index, events);
-        self.repair(room_index);
+        self.repair(now, room_index);
     }
 
     /// Applies what continues the log, in order. What is known already is skipped, what lies beyond a gap is left.
@@ -113,7 +161,17 @@ impl Worker {
         for event in events {
             let Some(room) = self.rooms.get_mut(room_index) else { return };
             if event.seq() != room.applied.next() {
-                continue;
+                if !plant::is(Bug::GatewayDeliversOnGap) || event.seq() <= room.applied {
+                    continue;
+                }
+                for side in &mut room.sides {
+                    if let Some(ring) = side.ring.take() {
+                        self.rings_bytes -= ring.capacity();
+                    }
+                    for cursor in &mut side.cursors {
+                        cursor.next = cursor.next.max(event.seq());
+                    }
+                }
             }
             applied = true;
             room.applied = event.seq();
@@ -388,7 +446,12 @@ impl Worker {
         }
         // It may stand in `ringed` still: whoever looks there finds no ring.
         self.room_ids.remove(room.id.as_str());
-        self.tell_owner(&room.id, ToShard::Uninterest { room: room.id.clone() });
+        if let Some(moved) = self.routes.remove_room(room.slot, room.slot_place)
+            && let Some(moved) = self.rooms.get_mut(moved)
+        {
+            moved.slot_place = room.slot_place;
+        }
+        self.tell(room.slot, ToShard::Uninterest { room: room.id });
     }
 
     /// Frees rings that everybody has read, and keeps all of them together within their bound.

@@ -24,7 +24,7 @@ impl Worker {
         if !self.connections.is_empty() || !self.rooms.is_empty() {
             next = next.min(self.housekeeping_at);
         }
-        next = next.min(self.heads_at);
+        next = next.min(self.heads_at).min(self.routes.next_deadline());
         for (at, _, _) in &self.pull_retries {
             next = next.min(*at);
         }
@@ -48,6 +48,8 @@ impl Worker {
             }
         }
         self.due = due;
+        self.look_at_waiting(now);
+        // Behind what may give readers of heads their turn.
         if now.ms >= self.heads_at {
             self.push_heads(now);
         }
@@ -56,6 +58,7 @@ impl Worker {
             self.housekeeping_at = now.ms + HOUSEKEEPING_MS;
             self.tend_rings(now, RING_QUIET_MS);
             self.drop_unused(now, ROOM_UNUSED_MS);
+            self.restate_interests();
         } else {
             self.bound_rings();
         }

@@ -6,9 +6,9 @@ use banyan_proto::link::{Admission, Answer, LinkId, RoomCommand, Ticket};
 use banyan_proto::v1::event::Kind;
 use banyan_proto::v1::server_frame::Body;
 use banyan_proto::v1::{self, RoomKind};
-use banyan_storage::room_log::{Range, ReadLimit};
+use banyan_storage::{Range, ReadLimit};
 
-use super::{Action, Now, Op, Passed, ReadFor, Room, State, ThenCount, refusal, refuse};
+use super::{Action, Now, Op, ReadFor, Room, State, ThenCount, refusal, refuse};
 use crate::members::{Member, View, role};
 use crate::permission::Act;
 
@@ -28,14 +28,14 @@ impl Room {
                 self.history(link, ticket, user, *before, *after, *limit, out);
             }
             RoomCommand::Summary => {
-                let answer = match self.summary(user, self.barrier()) {
+                let answer = match self.summary(user) {
                     Ok(room) => Answer::Summary(Box::new(room)),
                     Err(error) => Answer::Error(Box::new(error)),
                 };
                 out.push(Action::Answer { link, ticket, answer });
             }
             RoomCommand::Members { after, limit } => {
-                let answer = match self.members(user, after.as_ref(), *limit, self.barrier()) {
+                let answer = match self.members(user, after.as_ref(), *limit) {
                     Ok(reply) => Answer::Body(Box::new(Body::Members(reply))),
                     Err(error) => Answer::Error(Box::new(error)),
                 };
@@ -67,7 +67,7 @@ impl Room {
             return self.count(link, ticket, user, view.upper, then, out);
         };
         let admission = Admission {
-            epoch: self.epoch,
+            epoch: self.tenure.epoch,
             log: state.row.log,
             kind: state.kind(),
             head: view.upper,
@@ -79,12 +79,9 @@ impl Room {
             floor: state.row.floor,
             out: view.out,
             end: view.end,
-            members: state.row.counted_members,
+            members: state.members.count(),
         };
-        if let Err(place) = self.interest.binary_search(&link) {
-            self.interest.insert(place, link);
-        }
-        let _: Passed = self.barrier();
+        self.interest_of(link);
         out.push(Action::Answer { link, ticket, answer: Answer::Admitted(Box::new(admission)) });
     }
 
@@ -109,7 +106,7 @@ impl Room {
     }
 
     /// The room as it stands in a member's `rooms`.
-    pub(super) fn summary(&self, user: &UserId, _: Passed) -> Result<v1::Room, v1::Error> {
+    pub(super) fn summary(&self, user: &UserId) -> Result<v1::Room, v1::Error> {
         self.may(user, Act::Read)?;
         let (state, member) = self.seen_by(user).ok_or_else(|| refusal(Code::UnknownRoom))?;
         let role = role(&member.row);
@@ -155,13 +152,12 @@ impl Room {
         user: &UserId,
         after: Option<&UserId>,
         limit: u32,
-        _: Passed,
     ) -> Result<v1::MembersReply, v1::Error> {
         self.may(user, Act::Read)?;
         let (state, caller) = self.seen_by(user).ok_or_else(|| refusal(Code::UnknownRoom))?;
         let view = View::new(&caller.row, state.head, state.row.floor);
         let seen = |member: &&Member| view.end.is_none_or(|end| member.row.joined_seq <= end);
-        let with_marks = view.end.is_none() && state.row.counted_members <= self.config.marks_members;
+        let with_marks = view.end.is_none() && state.members.count() <= self.config.marks_members;
         let limit = limit.clamp(1, 100) as usize;
         let mut page = state.members.present(after).filter(seen);
         let members = page
@@ -177,7 +173,7 @@ impl Room {
             })
             .collect();
         let count = match view.end {
-            None => state.row.counted_members,
+            None => state.members.count(),
             Some(_) => state.members.present(None).filter(seen).count() as u64,
         };
         Ok(v1::MembersReply { members, count, more: page.next().is_some() })

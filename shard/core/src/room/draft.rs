@@ -1,20 +1,22 @@
 //! A batch as it is made, and while it is in flight.
 //!
-//! Always holds: it adds to durable state and never changes it, so a batch that is not stored is simply dropped.
+//! Always holds: it adds to durable state and never changes it, so a batch that is not stored is simply dropped. What it
+//! changes beside the log stands on its last row, so that whoever opens the room after a crash can write it again.
 
 use std::sync::Arc;
 
 use banyan_proto::event::LoggedEvent;
 use banyan_proto::id::{Origin, RoomId, Seq, UnixMs, UserId};
 use banyan_proto::link::{LinkId, Person, Ticket};
+use banyan_proto::plant::{self, Bug};
 use banyan_proto::v1;
-use banyan_storage::room_log::{Derived, MemberRow, RoomRow, Row};
+use banyan_storage::{Derived, MemberRow, RoomRow, Row};
 
 use super::dedupe::Entry;
-use super::{Action, Now, Op, Say, State};
+use super::{Now, Op, Say, State};
 use crate::config::Config;
 
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub(super) struct Draft {
     /// Seq before the batch.
     pub(super) base: Seq,
@@ -27,6 +29,8 @@ pub(super) struct Draft {
     pub(super) row: Option<Box<RoomRow>>,
     /// Rows that change, each user once.
     pub(super) members: Vec<MemberRow>,
+    /// How many are members as the batch leaves it.
+    pub(super) members_now: u64,
     /// Ids of the sends in it.
     pub(super) keys: Vec<(u128, Entry)>,
     /// Ids of the sends that it refuses when it is durable: a try that comes until then is refused with them.
@@ -40,7 +44,7 @@ pub(super) struct Draft {
 }
 
 /// What is said to one command when the batch is durable.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Reply {
     pub(super) link: LinkId,
     pub(super) ticket: Ticket,
@@ -50,19 +54,25 @@ pub(super) struct Reply {
 }
 
 /// To a user's channel when the batch is durable.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) enum Notice {
     /// The user is in the room, or stands differently in it.
     Room(UserId),
-    Gone(UserId),
+    /// The user is out since this seq; it may be back within the batch.
+    Gone(UserId, Seq),
 }
 
 impl Draft {
     pub(super) fn after(state: Option<&State>) -> Self {
         match state {
-            Some(state) => {
-                Self { base: state.head, head: state.head, n: state.n, at: state.at, ..Self::default() }
-            }
+            Some(state) => Self {
+                base: state.head,
+                head: state.head,
+                n: state.n,
+                at: state.at,
+                members_now: state.members.count(),
+                ..Self::default()
+            },
             None => Self::default(),
         }
     }
@@ -138,49 +148,34 @@ impl Draft {
             None => self.members.push(row),
         }
     }
-}
 
-/// A draft that the store has.
-#[derive(Debug, Clone)]
-pub(super) struct Batch {
-    pub(super) draft: Draft,
-    /// Of the newest try.
-    pub(super) ticket: u32,
-    tries: u32,
-    /// A try ended with unknown outcome: from then on only the same rows can be stored under these seqs.
-    pub(super) unsettled: bool,
-    pub(super) retry_at_ms: Option<u64>,
-}
-
-impl Batch {
-    pub(super) fn new(draft: Draft, ticket: u32) -> Self {
-        Self { draft, ticket, tries: 1, unsettled: false, retry_at_ms: None }
+    /// What it changes beside the log.
+    pub(super) fn derived(&self, now: Now) -> Option<Derived> {
+        if !self.is_structural() {
+            return None;
+        }
+        let mut room = self.row.as_deref().cloned();
+        let mut members = self.members.clone();
+        if plant::is(Bug::DerivedByWallClock) {
+            let changed = room.iter_mut().map(|row| &mut row.changed);
+            for changed in changed.chain(members.iter_mut().map(|row| &mut row.changed)) {
+                *changed = Seq(now.unix.0);
+            }
+        }
+        Some(Derived { room, members })
     }
 
-    pub(super) fn settle_later(&mut self, now: Now, config: &Config) {
-        let doubled = config.settle_first_ms.saturating_mul(1 << (self.tries - 1).min(20));
-        self.retry_at_ms = Some(now.mono_ms + doubled.min(config.settle_max_ms).max(1));
-        self.tries = self.tries.saturating_add(1);
-    }
-
-    /// The same at every try.
-    pub(super) fn append(&self) -> Action {
-        let draft = &self.draft;
-        let rows = draft
-            .events
-            .iter()
-            .map(|event| Row {
-                seq: event.seq(),
-                batch_first: draft.base.next(),
-                n: event.event.n,
-                origin: event.origin,
-                event: event.encoded.clone(),
-                derived: None,
-            })
-            .collect();
-        let derived = draft.is_structural().then(|| {
-            Box::new(Derived { room: draft.row.as_deref().cloned(), members: draft.members.clone() })
-        });
-        Action::Append { ticket: self.ticket, rows, derived }
+    /// As the log keeps it.
+    pub(super) fn rows(&self, derived: Option<&Derived>) -> Vec<Row> {
+        let last = self.head;
+        let row = |event: &Arc<LoggedEvent>| Row {
+            seq: event.seq(),
+            batch_first: self.base.next(),
+            n: event.event.n,
+            origin: event.origin,
+            event: event.encoded.clone(),
+            derived: derived.filter(|_| event.seq() == last).cloned().map(Arc::new),
+        };
+        self.events.iter().map(row).collect()
     }
 }

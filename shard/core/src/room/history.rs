@@ -12,13 +12,13 @@ use banyan_proto::link::{Answer, LinkId, Page, Ticket};
 use banyan_proto::v1;
 use banyan_proto::v1::event::Kind;
 use banyan_proto::v1::server_frame::Body;
-use banyan_storage::room_log::{Range, ReadLimit, Row};
+use banyan_storage::{Range, ReadLimit, Row};
 
-use super::{Action, PullRequest, ReadFor, Room, decode, refusal, refuse};
+use super::{Action, Grade, Now, PullRequest, ReadFor, Room, decode, refusal, refuse};
 use crate::members::View;
 use crate::permission::Act;
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Direction {
     /// Towards head, lowest first.
     Up,
@@ -27,7 +27,7 @@ enum Direction {
 }
 
 /// What a page will hold.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Run {
     direction: Direction,
     gaps: Vec<v1::Gap>,
@@ -58,8 +58,8 @@ impl Run {
         let free = wall.map_or(view.upper, |(first, _)| Seq(first.0 - 1).min(view.upper));
         let high = free.min(Seq(low.0 + limit - 1));
         run.seqs = Some((low, high));
-        // Above an interval out of the room lies the return.
-        run.more = high < free || wall.is_some_and(|(_, last)| *last < view.upper);
+        // Above an interval out of the room lies the return; if that left no event, the next page announces the interval alone.
+        run.more = high < free || wall.is_some_and(|(first, _)| *first <= view.upper);
         run
     }
 
@@ -81,7 +81,7 @@ impl Run {
         let free = wall.map_or_else(|| view.floor.next(), |(_, last)| last.next().max(view.floor.next()));
         let low = free.max(Seq((high.0 + 1).saturating_sub(limit)));
         run.seqs = Some((low, high));
-        run.more = low > free || wall.is_some_and(|(first, _)| first.0 - 1 > view.floor.0);
+        run.more = low > free || wall.is_some_and(|(_, last)| *last > view.floor);
         run
     }
 
@@ -156,7 +156,11 @@ impl Room {
         let Some((rows, _)) = rows else {
             return refuse(link, ticket, Code::Unavailable.error("the log cannot be read now"), out);
         };
-        match decode_all(&rows) {
+        let edge = run.seqs.map(|(low, high)| match run.direction {
+            Direction::Up => Edge::First(low),
+            Direction::Down => Edge::Last(high),
+        });
+        match decode_all(&rows, edge) {
             Ok(events) => self.history_page(link, ticket, upper, run, &events, out),
             Err(after) => {
                 out.push(Action::Damaged { after });
@@ -204,22 +208,21 @@ impl Room {
     }
 
     /// A gateway's cursors are below its ring, or it missed something.
-    pub(super) fn pull(&mut self, pull: PullRequest, out: &mut Vec<Action>) {
+    pub(super) fn pull(&mut self, now: Now, pull: PullRequest, out: &mut Vec<Action>) {
         let refuse = |error: v1::Error, out: &mut Vec<Action>| {
             out.push(Action::Page { link: pull.link, ticket: pull.ticket, page: Err(error) });
         };
-        if self.phase != super::Phase::Ready {
+        if self.leaving {
+            return out.push(Action::Return { link: pull.link, ticket: pull.ticket });
+        }
+        if self.grade.is_none() {
             if self.pulls.len() >= self.config.reads {
                 let error = Code::Overloaded
                     .error_retry_after("the room is being opened", self.config.retry_after_ms);
                 return refuse(error, out);
             }
-            if self.phase == super::Phase::Cold {
-                self.phase = super::Phase::Loading;
-                out.push(Action::Load);
-            }
-            self.pulls.push(pull);
-            return;
+            self.pulls.push((now.mono_ms, pull));
+            return self.open(now, Grade::ReadOpen, out);
         }
         let Some(state) = self.state.as_deref() else {
             return refuse(refusal(Code::UnknownRoom), out);
@@ -256,7 +259,8 @@ impl Room {
         rows: Option<(Vec<Row>, bool)>,
         out: &mut Vec<Action>,
     ) {
-        let page = match rows.map(|(rows, _)| decode_all(&rows)) {
+        let low = self.state.as_deref().map(|state| pull.after.max(state.row.floor).next());
+        let page = match rows.map(|(rows, _)| decode_all(&rows, low.map(Edge::First))) {
             Some(Ok(events)) => Ok(self.page(events, through)),
             Some(Err(after)) => {
                 out.push(Action::Damaged { after });
@@ -284,8 +288,25 @@ impl Room {
     }
 }
 
-fn decode_all(rows: &[Row]) -> Result<Vec<Arc<LoggedEvent>>, Seq> {
+/// A seq that must be among the rows, at the side from which the page fills.
+#[derive(Debug, Clone, Copy)]
+enum Edge {
+    First(Seq),
+    Last(Seq),
+}
+
+/// Rows without a hole, from the edge on. Err: the seq above which they cannot be read.
+fn decode_all(rows: &[Row], edge: Option<Edge>) -> Result<Vec<Arc<LoggedEvent>>, Seq> {
     let mut before = Seq(rows.first().map_or(0, |row| row.seq.0.saturating_sub(1)));
+    match edge {
+        Some(Edge::First(first)) if rows.first().is_none_or(|row| row.seq != first) => {
+            return Err(Seq(first.0.saturating_sub(1)));
+        }
+        Some(Edge::Last(last)) if rows.last().is_none_or(|row| row.seq != last) => {
+            return Err(rows.last().map_or(before, |row| row.seq));
+        }
+        _ => {}
+    }
     rows.iter()
         .map(|row| {
             let event = decode(row, before)?;
@@ -428,9 +449,9 @@ mod tests {
         ) {
             let floor = floor.min(upper);
             let cuts: Vec<u64> = cuts.into_iter().collect();
-            // Between two intervals lies at least one visible event: the return.
+            // Between two intervals lies at least one visible event: the return. Who came back without an event has none yet.
             let out: Vec<(u64, u64)> =
-                cuts.chunks_exact(2).map(|pair| (pair[0], pair[1] - 1)).filter(|(a, b)| a <= b && *b < upper).collect();
+                cuts.chunks_exact(2).map(|pair| (pair[0], pair[1] - 1)).filter(|(a, b)| a <= b && *b <= upper).collect();
             let view = view(upper, floor, &out);
             let visible: Vec<u64> = (1..=upper).filter(|seq| view.sees(Seq(*seq))).collect();
 

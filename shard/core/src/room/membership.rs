@@ -1,7 +1,6 @@
 //! Commands that change the room or who is in it: create, update, join, leave, add, remove, roles.
 //!
-//! Always holds: a command that is refused has changed nothing in the batch; the room's count is that of its rows
-//! with a role; a group or broadcast that was created has one owner until its last member leaves.
+//! Always holds: a command that is refused has changed nothing in the batch; no user changes twice at one seq; a group or broadcast that was created has one owner until its last member leaves.
 
 use std::sync::Arc;
 
@@ -12,10 +11,10 @@ use banyan_proto::link::{Person, RoomCall, RoomCommand};
 use banyan_proto::v1::event::Kind;
 use banyan_proto::v1::server_frame::Body;
 use banyan_proto::v1::{self, Role, RoomKind};
-use banyan_storage::room_log::{MemberRow, RoomRow};
+use banyan_storage::{MemberRow, RoomRow};
 
 use super::draft::{Draft, Notice};
-use super::{Action, Now, Op, Passed, Room, Say, State, kind, refusal};
+use super::{Action, Now, Op, Room, Say, State, kind, refusal};
 use crate::config::Config;
 use crate::members::{role, role_number, standing};
 use crate::permission::{Act, Grant, Standing, judge};
@@ -34,7 +33,8 @@ impl Room {
     pub(super) fn desk(&self, now: Now) -> Desk<'_> {
         Desk {
             id: &self.id,
-            fresh_log: self.fresh_log,
+            // A log that was begun and holds nothing yet keeps its name.
+            fresh_log: self.log.log_id().unwrap_or(self.fresh_log),
             config: &self.config,
             state: self.state.as_deref(),
             now,
@@ -61,7 +61,7 @@ impl Room {
     }
 
     /// Tells the users' channels what a batch changed for them.
-    pub(super) fn notify(&self, notices: &[Notice], changed: bool, passed: Passed, out: &mut Vec<Action>) {
+    pub(super) fn notify(&self, notices: &[Notice], changed: bool, out: &mut Vec<Action>) {
         let Some(state) = self.state.as_deref() else { return };
         let mut left = Vec::new();
         let mut tell = |user: &UserId, body: Body| {
@@ -71,31 +71,27 @@ impl Room {
             match notice {
                 Notice::Room(user) => {
                     // It may have left again within the batch.
-                    if let Ok(room) = self.summary(user, passed) {
+                    if let Ok(room) = self.summary(user) {
                         tell(user, Body::Room(room));
                     }
                 }
-                Notice::Gone(user) => {
-                    let gone =
-                        v1::RoomGone { room: self.id.as_str().to_owned(), code: Code::NotAMember.number() };
-                    if self.role_of(user) != Role::None {
-                        continue;
-                    }
-                    tell(user, Body::RoomGone(gone));
-                    if let Some(at) = state.members.get(user.as_str()).and_then(|member| member.row.left_seq)
-                    {
-                        left.extend(self.interest.iter().map(|link| Action::Left {
-                            link: *link,
-                            user: user.clone(),
-                            at,
-                        }));
+                Notice::Gone(user, at) => {
+                    // Who is back needs a new cursor all the same: what stands between is not theirs.
+                    left.extend(self.interest.iter().map(|link| Action::Left {
+                        link: *link,
+                        user: user.clone(),
+                        at: *at,
+                    }));
+                    if self.role_of(user) == Role::None {
+                        let room = self.id.as_str().to_owned();
+                        tell(user, Body::RoomGone(v1::RoomGone { room, code: Code::NotAMember.number() }));
                     }
                 }
             }
         }
-        if changed && state.row.counted_members <= self.config.change_members {
+        if changed && state.members.count() <= self.config.change_members {
             for member in state.members.present(None) {
-                if let Ok(room) = self.summary(&member.row.user, passed) {
+                if let Ok(room) = self.summary(&member.row.user) {
                     tell(&member.row.user, Body::Room(room));
                 }
             }
@@ -255,7 +251,6 @@ impl<'a> Desk<'a> {
             lazy,
             name: name.to_owned(),
             created_at: draft.at,
-            counted_members: 0,
             floor: Seq(0),
             changed: draft.head,
         }));
@@ -276,15 +271,18 @@ impl<'a> Desk<'a> {
         if name.is_none() && public.is_none() {
             return Ok(said);
         }
-        let row = self.edit_row(draft);
-        if let Some(row) = row {
-            if let Some(name) = &name {
-                row.name.clone_from(name);
+        let event = Kind::RoomChanged(v1::RoomChanged { name: name.clone(), public });
+        let changed = draft.push(self.id, self.now, &call.caller, call.origin, None, event);
+        if draft.row.is_none() {
+            draft.row = self.state.map(|state| Box::new(state.row.clone()));
+        }
+        if let Some(row) = draft.row.as_deref_mut() {
+            if let Some(name) = name {
+                row.name = name;
             }
             row.public = public.unwrap_or(row.public);
+            row.changed = changed;
         }
-        let event = Kind::RoomChanged(v1::RoomChanged { name, public });
-        draft.push(self.id, self.now, &call.caller, call.origin, None, event);
         draft.changed = true;
         Ok(said)
     }
@@ -303,17 +301,14 @@ impl<'a> Desk<'a> {
 
     fn leave(&self, draft: &mut Draft, call: &RoomCall) -> Result<Say, v1::Error> {
         let user = &call.caller.user;
-        let count = self.row(draft).map_or(0, |row| row.counted_members);
+        let count = draft.members_now;
         self.judge(draft, user, Act::Leave { last: count <= 1 }).map_err(|code| match code {
             Code::PermissionDenied if self.role(draft, user) == Role::Owner => {
                 code.error("the owner leaves last: hand the room over first (`set_role` owner)")
             }
             code => refusal(code),
         })?;
-        let as_event = self.joins_are_events(draft, count)
-            // Two changes of one user at one head have no order in the store: the second one is an event.
-            || self.member(draft, user.as_str()).is_some_and(|row| row.joined_seq > draft.head);
-        if as_event {
+        if self.joins_are_events(draft, count) || self.changed_at_head(draft, user.as_str()) {
             let event = Kind::Left(v1::Left { user: user.as_str().to_owned() });
             draft.push(self.id, self.now, &call.caller, call.origin, None, event);
         }
@@ -409,8 +404,8 @@ impl<'a> Desk<'a> {
         self.check_room_for(draft, std::iter::once(person.user.as_str()))?;
         let Some(row) = self.row(draft) else { return Err(refusal(Code::UnknownRoom)) };
         let role = entry_role(kind(row));
-        let as_event = self.joins_are_events(draft, row.counted_members + 1)
-            || self.member(draft, person.user.as_str()).is_some_and(|row| row.left_seq == Some(draft.head));
+        let as_event = self.joins_are_events(draft, draft.members_now + 1)
+            || self.changed_at_head(draft, person.user.as_str());
         let joined = if as_event {
             draft.push(self.id, self.now, actor, origin, None, joined_event(person, role, by))
         } else {
@@ -419,6 +414,11 @@ impl<'a> Desk<'a> {
         };
         self.put(draft, person, role, joined);
         Ok(())
+    }
+
+    /// Two changes of one user at one head would have no order in the store: the second one is made an event.
+    fn changed_at_head(&self, draft: &Draft, user: &str) -> bool {
+        self.member(draft, user).is_some_and(|row| row.changed == draft.head)
     }
 
     /// Whether joins and leaves of a room with so many members are events.
@@ -438,7 +438,7 @@ impl<'a> Desk<'a> {
             members += 1;
             rows += usize::from(self.member(draft, user).is_none());
         }
-        let count = self.row(draft).map_or(0, |row| row.counted_members);
+        let count = draft.members_now;
         let known = self.state.map_or(0, |state| state.members.rows()) + draft.members.len();
         if count + members > self.config.members || (rows > 0 && known + rows > self.config.member_rows) {
             return Err(self.too_many());
@@ -468,9 +468,7 @@ impl<'a> Desk<'a> {
             row.push_out(left, joined);
         }
         draft.put_member(row);
-        if let Some(row) = self.edit_row(draft) {
-            row.counted_members += 1;
-        }
+        draft.members_now += 1;
         draft.notices.push(Notice::Room(person.user.clone()));
     }
 
@@ -480,20 +478,8 @@ impl<'a> Desk<'a> {
         row.role = 0;
         row.left_seq = Some(draft.head);
         draft.put_member(row);
-        if let Some(row) = self.edit_row(draft) {
-            row.counted_members = row.counted_members.saturating_sub(1);
-        }
-        draft.notices.push(Notice::Gone(user.clone()));
-    }
-
-    fn edit_row<'d>(&self, draft: &'d mut Draft) -> Option<&'d mut RoomRow> {
-        if draft.row.is_none() {
-            draft.row = self.state.map(|state| Box::new(state.row.clone()));
-        }
-        let changed = draft.head;
-        let row = draft.row.as_deref_mut()?;
-        row.changed = changed;
-        Some(row)
+        draft.members_now = draft.members_now.saturating_sub(1);
+        draft.notices.push(Notice::Gone(user.clone(), draft.head));
     }
 }
 

@@ -3,6 +3,7 @@
 use banyan_proto::codes::Code;
 use banyan_proto::id::Seq;
 use banyan_proto::link::{Person, RoomCall, RoomCommand};
+use banyan_proto::plant::{self, Bug};
 use banyan_proto::v1;
 
 use super::dedupe::{self, Entry};
@@ -14,10 +15,15 @@ use crate::permission::Act;
 impl Room {
     pub(super) fn judge_send(&mut self, now: Now, op: Op, draft: &mut Draft, out: &mut Vec<Action>) {
         let RoomCommand::Send(send) = &op.call.command else { return };
-        if let Some(known) = self.known(&op.call.caller.user, send) {
-            return self.say(op.link, op.call.ticket, &op.call.caller.user, known, self.barrier(), out);
+        if plant::is(Bug::PermissionBeforeKnownId)
+            && let Err(error) = self.desk(now).may_send(&mut draft.clone(), &op.call)
+        {
+            return self.settle(draft, &op, Say::Error(Box::new(error)), out);
         }
-        let seed = self.config.hash_seed;
+        if let Some(known) = self.known(&op.call.caller.user, send) {
+            return self.say(op.link, op.call.ticket, &op.call.caller.user, known, out);
+        }
+        let seed = self.seed;
         let key = dedupe::key_of(seed, op.call.caller.user.as_str(), &send.client_msg_id);
         let body = dedupe::body_of_send(seed, send);
         if let Some((_, twin)) = draft.keys.iter().find(|(other, _)| *other == key) {
@@ -99,16 +105,15 @@ impl Room {
     /// A try of a send that the batch in flight refuses is refused with it.
     pub(super) fn joins_refusal(&mut self, op: &Op) -> bool {
         let RoomCommand::Send(send) = &op.call.command else { return false };
-        let Some(batch) = self.in_flight.as_deref_mut().filter(|batch| !batch.draft.refused.is_empty())
-        else {
+        let Some(batch) = self.in_flight.as_deref_mut().filter(|batch| !batch.refused.is_empty()) else {
             return false;
         };
-        let key = dedupe::key_of(self.config.hash_seed, op.call.caller.user.as_str(), &send.client_msg_id);
-        let Some((_, error)) = batch.draft.refused.iter().find(|(other, _)| *other == key) else {
+        let key = dedupe::key_of(self.seed, op.call.caller.user.as_str(), &send.client_msg_id);
+        let Some((_, error)) = batch.refused.iter().find(|(other, _)| *other == key) else {
             return false;
         };
         let said = Say::Error(Box::new(error.clone()));
-        batch.draft.reply(op.link, op.call.ticket, op.call.caller.user.clone(), op.arrived_ms, said);
+        batch.reply(op.link, op.call.ticket, op.call.caller.user.clone(), op.arrived_ms, said);
         true
     }
 }

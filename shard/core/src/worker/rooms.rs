@@ -1,37 +1,45 @@
-//! The rooms that a worker holds open: a slab, found by id, with the times at which they want to be woken.
+//! The rooms that a worker holds open: a slab, found by id and by slot, with the times at which they want to be woken.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
-use banyan_proto::id::RoomId;
-use banyan_shard_core::Room;
-use foldhash::fast::RandomState;
+use banyan_proto::id::{Part, RoomId, SlotId};
+use foldhash::fast::FixedState;
 use hashbrown::HashMap;
-use tokio::time::Instant;
+
+use crate::room::Room;
 
 /// Names a room of the slab. The generation tells a late answer for a closed room from one for its successor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Place {
-    pub(super) index: u32,
+    index: u32,
     generation: u32,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Entry {
     pub(super) room: Room,
     pub(super) place: Place,
+    pub(super) slot: SlotId,
     /// Had an input in this turn.
     pub(super) touched: bool,
     pub(super) used_ms: u64,
-    /// When the append in flight was handed over.
-    pub(super) append_at: Instant,
+    /// Its slot has said its last: what the room says of itself (marks) is dropped.
+    pub(super) silent: bool,
+    /// The number of its opening, and the newest segment that it has begun.
+    pub(super) opening: u32,
+    pub(super) begun: Option<Part>,
+    /// Where its slot's list names it.
+    at: u32,
     /// The earliest wake-up in the heap.
     wake_ms: Option<u64>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug, Clone)]
 pub(super) struct Rooms {
-    by_id: HashMap<RoomId, u32, RandomState>,
+    by_id: HashMap<RoomId, u32, FixedState>,
+    /// Rooms of each slot, in no particular order, but always the same one.
+    by_slot: Vec<Vec<Place>>,
     slab: Vec<Option<Entry>>,
     free: Vec<u32>,
     generation: u32,
@@ -44,21 +52,37 @@ pub(super) struct Rooms {
 const SEARCH: usize = 256;
 
 impl Rooms {
+    /// `slots`: how many fall to this worker.
+    pub(super) fn new(hash_seed: u64, slots: usize) -> Self {
+        Self {
+            by_id: HashMap::with_hasher(FixedState::with_seed(hash_seed)),
+            by_slot: vec![Vec::new(); slots],
+            slab: Vec::new(),
+            free: Vec::new(),
+            generation: 0,
+            wakes: BinaryHeap::new(),
+            hand: 0,
+        }
+    }
+
     pub(super) fn len(&self) -> usize {
         self.by_id.len()
     }
 
-    pub(super) fn find(&self, room: &RoomId) -> Option<Place> {
+    pub(super) fn find(&mut self, room: &RoomId) -> Option<&mut Entry> {
         let index = *self.by_id.get(room)?;
-        self.slab.get(index as usize)?.as_ref().map(|entry| entry.place)
+        self.slab.get_mut(index as usize)?.as_mut()
     }
 
-    pub(super) fn get(&self, room: &RoomId) -> Option<&Room> {
-        let index = *self.by_id.get(room)?;
-        self.slab.get(index as usize)?.as_ref().map(|entry| &entry.room)
-    }
-
-    pub(super) fn open(&mut self, room: Room, now_ms: u64, now: Instant) -> Place {
+    /// `slot_at`: which of the worker's slots it lies in.
+    pub(super) fn open(
+        &mut self,
+        room: Room,
+        opening: u32,
+        slot: SlotId,
+        slot_at: usize,
+        now_ms: u64,
+    ) -> Place {
         self.generation = self.generation.wrapping_add(1);
         let index = self.free.pop().unwrap_or_else(|| {
             self.slab.push(None);
@@ -67,8 +91,21 @@ impl Rooms {
         });
         let place = Place { index, generation: self.generation };
         self.by_id.insert(room.id().clone(), index);
-        self.slab[index as usize] =
-            Some(Entry { room, place, touched: false, used_ms: now_ms, append_at: now, wake_ms: None });
+        let at = self.by_slot[slot_at].len() as u32;
+        self.by_slot[slot_at].push(place);
+        let entry = Entry {
+            room,
+            place,
+            slot,
+            touched: false,
+            used_ms: now_ms,
+            silent: false,
+            opening,
+            begun: None,
+            at,
+            wake_ms: None,
+        };
+        self.slab[index as usize] = Some(entry);
         place
     }
 
@@ -76,25 +113,46 @@ impl Rooms {
         self.slab.get_mut(place.index as usize)?.as_mut().filter(|entry| entry.place == place)
     }
 
-    /// For completions: a room with an append in flight is never closed, so its index is enough.
-    pub(super) fn place_at(&self, index: u32) -> Option<Place> {
-        self.slab.get(index as usize)?.as_ref().map(|entry| entry.place)
-    }
-
     pub(super) fn places(&self) -> Vec<Place> {
         self.slab.iter().flatten().map(|entry| entry.place).collect()
+    }
+
+    /// The open rooms of a slot.
+    pub(super) fn in_slot(&self, slot_at: usize) -> &[Place] {
+        &self.by_slot[slot_at]
+    }
+
+    /// Nothing is under way in any room of a slot.
+    pub(super) fn slot_is_settled(&self, slot_at: usize) -> bool {
+        self.by_slot[slot_at]
+            .iter()
+            .all(|place| self.slab[place.index as usize].as_ref().is_none_or(|entry| entry.room.is_settled()))
     }
 
     pub(super) fn all_settled(&self) -> bool {
         self.slab.iter().flatten().all(|entry| entry.room.is_settled())
     }
 
-    pub(super) fn close(&mut self, place: Place) {
-        let Some(entry) = self.entry(place) else { return };
-        let id = entry.room.id().clone();
-        self.by_id.remove(&id);
-        self.slab[place.index as usize] = None;
+    /// Forgets a room as it stands.
+    pub(super) fn close(&mut self, place: Place, slot_at: usize) -> Option<Room> {
+        self.entry(place)?;
+        let entry = self.slab[place.index as usize].take()?;
+        self.by_id.remove(entry.room.id());
         self.free.push(place.index);
+        let list = &mut self.by_slot[slot_at];
+        list.swap_remove(entry.at as usize);
+        if let Some(moved) = list.get(entry.at as usize).copied()
+            && let Some(moved) = self.entry(moved)
+        {
+            moved.at = entry.at;
+        }
+        Some(entry.room)
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.by_id.clear();
+        self.by_slot.iter_mut().for_each(Vec::clear);
+        (self.slab, self.free, self.wakes) = (Vec::new(), Vec::new(), BinaryHeap::new());
     }
 
     /// Notes when the room wants to be woken next.

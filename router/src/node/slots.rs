@@ -1,0 +1,358 @@
+//! All slots of one node run: which are looked at next, how many change at once, and the requests that they share.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use banyan_proto::id::{Incarnation, SlotId};
+
+use super::{Action, End, Freezing, Node, Options, Request};
+use crate::node_key::State;
+use crate::ring::Ring;
+use crate::slot_key::Peer;
+use crate::slot_owner::{self, Failed, Ownership, Standing};
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Slot {
+    machine: Ownership,
+    /// Since when it has been seen without a living owner.
+    orphan_since: Option<u64>,
+    /// Not tried again before.
+    try_at: u64,
+    /// To be looked at then.
+    look_at: Option<u64>,
+    /// The deadline under which it is listed.
+    listed: Option<u64>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct Slots {
+    all: Vec<Slot>,
+    /// Something about them has changed.
+    look: BTreeSet<SlotId>,
+    deadlines: BTreeSet<(u64, SlotId)>,
+    changing: usize,
+    serving: usize,
+    /// Runs of which a linearizable read has shown no node key: there will be none again.
+    gone: BTreeSet<Incarnation>,
+    /// Runs whose fence this run has written and waited for.
+    fenced: BTreeSet<Incarnation>,
+    asking: BTreeMap<Incarnation, BTreeSet<SlotId>>,
+    fencing: BTreeMap<Incarnation, BTreeSet<SlotId>>,
+}
+
+impl Slots {
+    pub(super) fn new(options: &Options) -> Self {
+        let slot = Slot {
+            machine: Ownership::new(options.me.clone(), options.limits.slot),
+            orphan_since: None,
+            try_at: 0,
+            look_at: None,
+            listed: None,
+        };
+        Self {
+            all: vec![slot; options.slots.get() as usize],
+            look: BTreeSet::new(),
+            deadlines: BTreeSet::new(),
+            changing: 0,
+            serving: 0,
+            gone: BTreeSet::new(),
+            fenced: BTreeSet::new(),
+            asking: BTreeMap::new(),
+            fencing: BTreeMap::new(),
+        }
+    }
+
+    pub(super) fn machine(&self, slot: SlotId) -> Option<&Ownership> {
+        self.all.get(usize::from(slot.0)).map(|slot| &slot.machine)
+    }
+
+    fn ids(&self) -> impl Iterator<Item = SlotId> + use<> {
+        (0..self.all.len()).map(|slot| SlotId(slot as u16))
+    }
+
+    pub(super) fn look_at_all(&mut self) {
+        self.look = self.ids().collect();
+    }
+
+    pub(super) fn next_deadline(&self) -> Option<u64> {
+        self.deadlines.first().map(|&(at, _)| at)
+    }
+
+    /// Nothing is served and nothing is changing.
+    pub(super) fn is_empty(&self) -> bool {
+        self.changing == 0 && self.serving == 0
+    }
+
+    /// A restored etcd may show a node key again.
+    pub(super) fn is_back(&mut self, incarnation: Incarnation) {
+        self.gone.remove(&incarnation);
+    }
+
+    pub(super) fn draining(&self) -> Vec<SlotId> {
+        let draining = self.ids().zip(&self.all).filter(|(_, slot)| slot.machine.is_draining());
+        draining.map(|(id, _)| id).collect()
+    }
+
+    pub(super) fn fence_all(&mut self, now_ms: u64) {
+        let mut nothing = Vec::new();
+        for slot in &mut self.all {
+            slot.machine.handle(now_ms, slot_owner::Input::Fenced, &mut nothing);
+        }
+        self.look.clear();
+        self.deadlines.clear();
+        self.asking.clear();
+        self.fencing.clear();
+    }
+
+    /// One machine takes one input; counts and deadlines follow.
+    fn handle(
+        &mut self,
+        now_ms: u64,
+        id: SlotId,
+        input: slot_owner::Input,
+        actions: &mut Vec<slot_owner::Action>,
+    ) {
+        let Some(slot) = self.all.get_mut(usize::from(id.0)) else { return };
+        let before = slot.machine.standing();
+        slot.machine.handle(now_ms, input, actions);
+        let after = slot.machine.standing();
+        for (standing, by) in [(before, -1_isize), (after, 1)] {
+            match standing {
+                Standing::Changing => self.changing = self.changing.saturating_add_signed(by),
+                Standing::Serving(_) => self.serving = self.serving.saturating_add_signed(by),
+                Standing::Idle | Standing::Frozen | Standing::Dead => {}
+            }
+        }
+        self.look.insert(id);
+        self.list(id);
+    }
+
+    fn list(&mut self, id: SlotId) {
+        let Some(slot) = self.all.get_mut(usize::from(id.0)) else { return };
+        let deadline = [slot.machine.next_deadline(), slot.look_at].into_iter().flatten().min();
+        if slot.listed != deadline {
+            if let Some(at) = slot.listed {
+                self.deadlines.remove(&(at, id));
+            }
+            if let Some(at) = deadline {
+                self.deadlines.insert((at, id));
+            }
+            slot.listed = deadline;
+        }
+    }
+
+    fn look_later(&mut self, id: SlotId, at: u64) {
+        if let Some(slot) = self.all.get_mut(usize::from(id.0)) {
+            slot.look_at = Some(at);
+        }
+        self.list(id);
+    }
+}
+
+impl Node {
+    /// Gives a slot's machine an input, and does of its actions what is the node's.
+    pub(super) fn feed(
+        &mut self,
+        now_ms: u64,
+        slot: SlotId,
+        input: slot_owner::Input,
+        out: &mut Vec<Action>,
+    ) {
+        let mut inputs = VecDeque::from([(slot, input)]);
+        let mut actions = Vec::new();
+        while let Some((slot, input)) = inputs.pop_front() {
+            self.slots.handle(now_ms, slot, input, &mut actions);
+            for action in actions.drain(..) {
+                match action {
+                    slot_owner::Action::ReadNode { incarnation } => {
+                        if self.slots.gone.contains(&incarnation) {
+                            inputs.push_back((slot, slot_owner::Input::Node { incarnation, gone: Ok(true) }));
+                            continue;
+                        }
+                        let waiting = self.slots.asking.entry(incarnation).or_default();
+                        if waiting.is_empty() {
+                            out.push(Action::ReadNode { incarnation });
+                        }
+                        waiting.insert(slot);
+                    }
+                    slot_owner::Action::WriteFence { incarnation } => {
+                        if self.slots.fenced.contains(&incarnation) {
+                            let result = Ok(());
+                            inputs.push_back((slot, slot_owner::Input::FenceWritten { incarnation, result }));
+                            continue;
+                        }
+                        let waiting = self.slots.fencing.entry(incarnation).or_default();
+                        if waiting.is_empty() {
+                            out.push(Action::WriteFence { incarnation });
+                        }
+                        waiting.insert(slot);
+                    }
+                    slot_owner::Action::Freeze { why } => {
+                        self.frozen = true;
+                        let request = Request { under_way: false, at: Some(now_ms) };
+                        self.freezing.get_or_insert(Freezing { slot, why, request });
+                    }
+                    slot_owner::Action::Dead => return self.end(now_ms, End::Fenced, out),
+                    action => out.push(Action::Slot { slot, action }),
+                }
+            }
+        }
+    }
+
+    pub(super) fn node_read(
+        &mut self,
+        now_ms: u64,
+        incarnation: Incarnation,
+        gone: Result<bool, Failed>,
+        out: &mut Vec<Action>,
+    ) {
+        if gone == Ok(true) {
+            self.slots.gone.insert(incarnation);
+        }
+        for slot in self.slots.asking.remove(&incarnation).unwrap_or_default() {
+            self.feed(now_ms, slot, slot_owner::Input::Node { incarnation, gone }, out);
+        }
+    }
+
+    pub(super) fn fence_written(
+        &mut self,
+        now_ms: u64,
+        incarnation: Incarnation,
+        result: Result<(), Failed>,
+        out: &mut Vec<Action>,
+    ) {
+        if result.is_ok() {
+            self.slots.fenced.insert(incarnation);
+        }
+        for slot in self.slots.fencing.remove(&incarnation).unwrap_or_default() {
+            self.feed(now_ms, slot, slot_owner::Input::FenceWritten { incarnation, result }, out);
+        }
+    }
+
+    pub(super) fn tick_slots(&mut self, now_ms: u64, out: &mut Vec<Action>) {
+        while let Some(&(at, id)) = self.slots.deadlines.first() {
+            if at > now_ms {
+                return;
+            }
+            let slot = &mut self.slots.all[usize::from(id.0)];
+            slot.look_at = slot.look_at.filter(|at| *at > now_ms);
+            // Also lists it under its next deadline, and under those to be looked at.
+            self.feed(now_ms, id, slot_owner::Input::Tick, out);
+            debug_assert!(self.slots.deadlines.first() != Some(&(at, id)), "a tick at the deadline moves it");
+        }
+    }
+
+    /// Looks at slots about which something has changed, and begins what is to be done, as far as may be at once.
+    pub(super) fn pump(&mut self, now_ms: u64, out: &mut Vec<Action>) {
+        let mut ring = None;
+        while self.may_change()
+            && let Some(id) = self.slots.look.pop_first()
+        {
+            match self.wish(now_ms, id, &mut ring) {
+                Wish::Nothing => {}
+                Wish::Later(at) => self.slots.look_later(id, at),
+                Wish::HandOff(to) if !self.is_ready(now_ms, &to, out) => {
+                    // Its answer makes all be looked at again; without one it is asked again.
+                    self.slots.look_later(id, now_ms + self.options.limits.ready_ms);
+                }
+                Wish::Change(_) | Wish::HandOff(_)
+                    if self.slots.changing >= self.options.limits.slots_in_flight =>
+                {
+                    self.slots.look.insert(id);
+                    return;
+                }
+                Wish::HandOff(to) => self.feed(now_ms, id, slot_owner::Input::HandOff { to }, out),
+                Wish::Change(input) => {
+                    let try_at = now_ms + self.options.limits.retry_ms;
+                    self.slots.all[usize::from(id.0)].try_at = try_at;
+                    self.feed(now_ms, id, input, out);
+                    // What it leads to is an input of its own; what ended at once is tried again later.
+                    self.slots.look.remove(&id);
+                    if self.slots.all[usize::from(id.0)].machine.standing() == Standing::Idle {
+                        self.slots.look_later(id, try_at);
+                    }
+                }
+                Wish::Adjust(input) => {
+                    self.feed(now_ms, id, input, out);
+                    self.slots.look.remove(&id);
+                }
+            }
+        }
+    }
+
+    /// What should happen to a slot now.
+    fn wish(&mut self, now_ms: u64, id: SlotId, ring: &mut Option<Ring>) -> Wish {
+        let Some(wanted) = self.placement.target.as_ref().and_then(|target| target.owner(id)) else {
+            return Wish::Nothing;
+        };
+        let machine = &self.slots.all[usize::from(id.0)].machine;
+        let mine = *wanted == self.options.me.node;
+        // Nobody there to take it: it is served here until there is.
+        let heir = self.nodes.get(wanted).filter(|seen| !mine && seen.entry.takes_slots());
+        let heir = heir.map(|seen| seen.entry.peer(wanted));
+        match (machine.standing(), heir) {
+            (Standing::Serving(_), Some(to)) => Wish::HandOff(to),
+            (Standing::Changing, None) if machine.is_draining() => Wish::Adjust(slot_owner::Input::Take),
+            (Standing::Changing, Some(to)) if machine.is_draining() && !machine.is_draining_for(&to) => {
+                Wish::Adjust(slot_owner::Input::HandOff { to })
+            }
+            (Standing::Idle, _) => self.wish_idle(now_ms, id, mine, ring),
+            (Standing::Serving(_) | Standing::Changing | Standing::Frozen | Standing::Dead, _) => {
+                Wish::Nothing
+            }
+        }
+    }
+
+    /// A slot that is not ours: if nobody who lives owns it, whoever should own it takes it, and after a while whoever is
+    /// next.
+    fn wish_idle(&mut self, now_ms: u64, id: SlotId, mine: bool, ring: &mut Option<Ring>) -> Wish {
+        let index = usize::from(id.0);
+        let owner = self.slots.all[index].machine.known().map(|key| key.incarnation);
+        // A key that names us though we do not serve the slot is to be settled by us.
+        let me = self.options.me.incarnation;
+        let orphan = owner.is_none_or(|owner| owner == me || !self.is_alive(owner));
+        if !orphan || self.state == State::Draining || !self.options.entry.owns_slots() {
+            self.slots.all[index].orphan_since = None;
+            return Wish::Nothing;
+        }
+        let since = *self.slots.all[index].orphan_since.get_or_insert(now_ms);
+        let claim_after_ms = self.options.limits.claim_after_ms;
+        let mut at = since.max(self.slots.all[index].try_at);
+        if !mine && owner != Some(me) {
+            // At least one comes before us; how many matters only then.
+            at = at.max(since + claim_after_ms);
+            if at <= now_ms {
+                let Some(rank) = self.rank(id, ring) else { return Wish::Nothing };
+                at = at.max(since + rank * claim_after_ms);
+            }
+        }
+        if at <= now_ms { Wish::Change(slot_owner::Input::Take) } else { Wish::Later(at) }
+    }
+
+    /// How many living nodes come before this one, after whoever should own the slot.
+    fn rank(&self, id: SlotId, ring: &mut Option<Ring>) -> Option<u64> {
+        let target = self.placement.target.as_ref()?;
+        let wanted = target.owner(id);
+        let mut rank = 1;
+        for place in ring.get_or_insert_with(|| target.ring()).preference(id) {
+            let node = &target.members()[usize::from(place)].node;
+            if *node == self.options.me.node {
+                return Some(rank);
+            }
+            if Some(node) != wanted && self.nodes.contains_key(node) {
+                rank += 1;
+            }
+        }
+        None
+    }
+}
+
+enum Wish {
+    Nothing,
+    Later(u64),
+    /// One more slot in flight.
+    Change(slot_owner::Input),
+    /// The same, once the peer is ready.
+    HandOff(Peer),
+    /// To one that is.
+    Adjust(slot_owner::Input),
+}

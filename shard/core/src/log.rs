@@ -1,0 +1,968 @@
+//! One room's log at its owner: opens it after somebody else, appends to it, begins new segments.
+//!
+//! Owns: the chain of segments, the head, and every write of the room's log and derived rows that is under way.
+//! Always holds (DESIGN.md, section 5): nothing is appended or [`Action::Opened`] said before the last batch and the record
+//! of its segment are rewritten and the own record is stored (rule 3); one batch is in flight, and is said again with the
+//! same content until its outcome is known (4); a key never gets a second content (7); derived rows of a batch are written
+//! when its rows are stored and a barrier begun after that has passed, at open again (10).
+//! Does not: know members, ids of sends or links; say anything. What it reports may be said once the gate lets it pass.
+
+mod attempt;
+mod chain;
+mod tail;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+use banyan_proto::id::{Bucket, LogId, Part, SegmentId, Seq, Tenure, UnixMs};
+use banyan_proto::plant::{self, Bug};
+use banyan_storage::log_store::{SEGMENTS_MAX, Said, SegmentRecord, Span, Write};
+use banyan_storage::{Derived, Page, Range, ReadLimit, Row, TAIL};
+use banyan_storage::{NotDone, Outcome};
+
+use crate::room::Now;
+
+use attempt::{Attempt, Settled};
+use chain::Chain;
+use tail::Look;
+
+/// Reads of one open that found something missing before it counts as damage.
+const REREADS_MAX: u8 = 8;
+/// What a row takes in the store beside its event, about.
+const ROW_OVERHEAD_BYTES: u64 = 64;
+
+/// The bounds of a log.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Limits {
+    /// A new partition begins at least so often.
+    pub window_ms: u64,
+    /// A partition of the store takes about so much; ScyllaDB likes them below 100 MB.
+    pub bucket_bytes: u64,
+    /// First wait before a write of unknown outcome is repeated; doubled up to `settle_max_ms`.
+    pub settle_first_ms: u32,
+    pub settle_max_ms: u32,
+    /// Newest rows that an open reads; more, if the last batch is larger.
+    pub tail: ReadLimit,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            window_ms: 10 * 24 * 3_600 * 1_000,
+            bucket_bytes: 50 << 20,
+            settle_first_ms: 100,
+            settle_max_ms: 2_000,
+            tail: TAIL,
+        }
+    }
+}
+
+/// How a room is opened.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Opening {
+    Full,
+    /// In full, and every earlier life of the room in this tenure ended when it was idle. If its newest segment is of this
+    /// tenure, nobody has written since: it is gone on with, and nothing is written. So records grow in number with changes
+    /// of owner, not with rooms that come to rest.
+    Again,
+    /// The room was open in full at an owner that drained and handed its slot over: nothing is rewritten (3c).
+    HandedOver,
+    /// The same, and this is what it knew (3a–c).
+    Passed(Box<Handed>),
+    /// To answer reads only, if the room was closed in good order.
+    ReadOnly,
+}
+
+/// What an owner that hands a slot over knows of the log of a room that it had open in full.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Handed {
+    pub chain: Arc<[SegmentRecord]>,
+    pub head: Seq,
+    /// Messages up to `head`.
+    pub n: u64,
+    /// In the newest partition, about.
+    pub bytes: u64,
+}
+
+/// A read that failed: nothing is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Failed;
+
+/// Which of the writes under way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Which {
+    Record,
+    Rows,
+    Derived,
+}
+
+/// What can happen to a log. Each read and write is answered exactly once.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Input {
+    /// Answers [`Action::ReadSegments`].
+    Segments(Result<Vec<SegmentRecord>, Failed>),
+    /// Answers [`Action::ReadSaid`].
+    Said(Result<Option<Said>, Failed>),
+    /// Answers [`Action::ReadRows`].
+    Rows(Result<Page, Failed>),
+    /// Answers [`Action::Write`].
+    Wrote { which: Which, outcome: Outcome },
+    /// Answers [`Action::Barrier`].
+    Passed,
+    /// A deadline has passed.
+    Tick,
+}
+
+/// What must be done, or has come to pass. At most one read, one barrier and one write of each [`Which`] are under way.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    ReadSegments,
+    ReadSaid,
+    ReadRows {
+        spans: Vec<Span>,
+        range: Range,
+        limit: ReadLimit,
+    },
+    Write {
+        which: Which,
+        write: Write,
+    },
+    /// [`Input::Passed`], when a barrier begun after now has passed.
+    Barrier,
+    /// In full. The newest rows up to the head, ascending, the last batch wholly among them; none after
+    /// [`Opening::Passed`].
+    Opened {
+        rows: Vec<Row>,
+    },
+    ReadOpened {
+        rows: Vec<Row>,
+    },
+    /// Opened in full: there is no record of such a room, and nothing was written.
+    Absent,
+    /// Not closed in good order, or not at all: it takes [`Opening::Full`].
+    CannotReadOpen,
+    /// Definite, and nothing is under way: it may be opened again.
+    OpenFailed(NotOpened),
+    /// The rows are stored and, behind a barrier, the derived rows of the batch.
+    Appended,
+    /// Definite: nothing of the batch is stored, or ever will be.
+    NotAppended(NotDone),
+    Changed,
+    NotChanged(NotDone),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum NotOpened {
+    /// A read failed.
+    Read,
+    /// Somebody has opened the room in a later epoch: this owner is fenced, or about to be.
+    Superseded,
+    /// A room may have no more than [`SEGMENTS_MAX`].
+    TooManySegments,
+    /// What must be there is not: a person must look.
+    Damaged { after: Seq },
+}
+
+/// One room's log at one owner.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Log {
+    tenure: Tenure,
+    /// The log's id if the room is made in this life of the value.
+    fresh_log: LogId,
+    limits: Arc<Limits>,
+    /// Of the next segment that is begun. A record that was once sent is never computed anew under its name.
+    part: Part,
+    phase: Phase,
+    /// Oldest first; empty: unknown room, or not open.
+    chain: Arc<[SegmentRecord]>,
+    /// The newest segment of the chain was begun here.
+    own: bool,
+    head: Seq,
+    /// Messages up to `head`.
+    n: u64,
+    /// In the newest partition, about.
+    bytes: u64,
+    /// While opening: the newest rows read so far, ascending.
+    tail: Vec<Row>,
+    record: Option<Box<(SegmentRecord, Attempt)>>,
+    rows: Option<Box<RowsWrite>>,
+    derived: Option<Box<(Derived, Attempt)>>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct RowsWrite {
+    segment: SegmentId,
+    bucket: Bucket,
+    rows: Vec<Row>,
+    /// `None`: not yet; the segment's record comes first.
+    attempt: Option<Attempt>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Phase {
+    Closed,
+    ReadsSaid,
+    ReadsSegments(Reading),
+    ReadsTail(Reading),
+    /// Something was missing: from 3a again.
+    ReadsAgain {
+        reading: Reading,
+        at_ms: u64,
+    },
+    /// 3c.
+    Rewrites,
+    /// 3d. `reapplies`: the derived rows of the last batch follow.
+    Records {
+        reapplies: bool,
+    },
+    /// The barrier before the derived rows of an open.
+    OpenAwaitsBarrier,
+    OpenDerives,
+    ReadOpen,
+    /// In full. Also of a room without a record.
+    Open,
+    /// The record of a new segment, before its first rows.
+    AppendsRecord,
+    AppendsRows,
+    AppendAwaitsBarrier,
+    AppendDerives,
+    ChangeAwaitsBarrier,
+    Changes,
+}
+
+/// What an open that is under way reads for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Reading {
+    how: How,
+    /// Reads that found something missing.
+    tries: u8,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum How {
+    Full,
+    Again,
+    HandedOver,
+    ReadOnly(Said),
+}
+
+impl Log {
+    /// `opening`: counted by the worker over all openings of its rooms, so that no two lives of a room meet in a name.
+    /// `fresh_log`: random.
+    pub fn new(tenure: Tenure, opening: u32, fresh_log: LogId, limits: Arc<Limits>) -> Self {
+        let opening = if plant::is(Bug::OpenRetriedUnderSameKey) { 0 } else { opening };
+        Self {
+            tenure,
+            fresh_log,
+            limits,
+            part: Part::of_opening(opening),
+            phase: Phase::Closed,
+            chain: Arc::default(),
+            own: false,
+            head: Seq(0),
+            n: 0,
+            bytes: 0,
+            tail: Vec::new(),
+            record: None,
+            rows: None,
+            derived: None,
+        }
+    }
+
+    /// Begins to open a log that is closed (new, or could not be opened) or was opened for reads only.
+    pub fn open(&mut self, now: Now, how: Opening, out: &mut Vec<Action>) {
+        debug_assert!(
+            matches!(self.phase, Phase::Closed | Phase::ReadOpen),
+            "opened while it {:?}",
+            self.phase
+        );
+        self.close();
+        match how {
+            Opening::Full => self.read_segments(Reading { how: How::Full, tries: 0 }, out),
+            Opening::Again => self.read_segments(Reading { how: How::Again, tries: 0 }, out),
+            Opening::HandedOver => self.read_segments(Reading { how: How::HandedOver, tries: 0 }, out),
+            Opening::Passed(handed) => {
+                let Handed { chain, head, n, bytes } = *handed;
+                debug_assert!(!chain.is_empty(), "an unknown room has no state to pass");
+                (self.chain, self.head, self.n, self.bytes) = (chain, head, n, bytes);
+                self.write_own_record(now, false, out);
+            }
+            Opening::ReadOnly => {
+                self.phase = Phase::ReadsSaid;
+                out.push(Action::ReadSaid);
+            }
+        }
+    }
+
+    /// Appends a batch of rows that follow the head. The derived rows of the batch are on its last row.
+    pub fn append(&mut self, now: Now, rows: Vec<Row>, out: &mut Vec<Action>) {
+        debug_assert!(self.phase == Phase::Open, "append while it {:?}", self.phase);
+        debug_assert!(
+            rows.iter().zip(self.head.0 + 1..).all(|(row, seq)| row.seq.0 == seq),
+            "rows follow the head"
+        );
+        debug_assert!(rows.iter().all(|row| row.batch_first == self.head.next()), "a batch is one batch");
+        let Some(last) = rows.last() else {
+            debug_assert!(false, "an empty batch");
+            return;
+        };
+        let bytes = rows.iter().map(row_bytes).sum::<u64>();
+        debug_assert!(last.n >= self.n, "messages are never fewer");
+        if let Some(bucket) = self.next_bucket(now.unix, bytes) {
+            let record = self.next_record(bucket);
+            let mut write = RowsWrite { segment: record.id, bucket, rows, attempt: None };
+            if plant::is(Bug::RollNotAwaited) && !self.chain.is_empty() {
+                self.send_record(record.clone(), out);
+                self.begin_segment(record);
+                self.send_rows(&mut write, out);
+                self.phase = Phase::AppendsRows;
+            } else {
+                self.send_record(record, out);
+                self.phase = Phase::AppendsRecord;
+            }
+            self.rows = Some(Box::new(write));
+        } else if let Some(newest) = self.chain.last() {
+            let mut write = RowsWrite { segment: newest.id, bucket: newest.bucket, rows, attempt: None };
+            self.send_rows(&mut write, out);
+            self.rows = Some(Box::new(write));
+            self.phase = Phase::AppendsRows;
+        }
+    }
+
+    /// Writes member rows that no event of the log tells of; `changed` of each is the head. Behind a barrier: the head of
+    /// an owner that is fenced and has not noticed may lie above what the log will ever hold, and a row that names such a
+    /// seq would win over what the true owner writes.
+    pub fn change(&mut self, derived: Derived, out: &mut Vec<Action>) {
+        debug_assert!(self.phase == Phase::Open, "change while it {:?}", self.phase);
+        if plant::is(Bug::DerivedBeforeBarrier) {
+            self.send_derived(derived, out);
+            self.phase = Phase::Changes;
+            return;
+        }
+        self.derived = Some(Box::new((derived, Attempt::sent(&self.limits))));
+        self.phase = Phase::ChangeAwaitsBarrier;
+        out.push(Action::Barrier);
+    }
+
+    /// Applies one input and pushes what must be done onto `out`.
+    pub fn handle(&mut self, now: Now, input: Input, out: &mut Vec<Action>) {
+        match (input, self.phase) {
+            (Input::Said(said), Phase::ReadsSaid) => match said {
+                Ok(Some(said)) => self.read_segments(Reading { how: How::ReadOnly(said), tries: 0 }, out),
+                Ok(None) => self.cannot_read_open(out),
+                Err(Failed) => self.open_failed(NotOpened::Read, out),
+            },
+            (Input::Segments(records), Phase::ReadsSegments(reading)) => match records {
+                Ok(records) => self.segments_read(now, reading, records, out),
+                Err(Failed) => self.open_failed(NotOpened::Read, out),
+            },
+            (Input::Rows(page), Phase::ReadsTail(reading)) => match page {
+                Ok(page) => self.tail_read(now, reading, page, out),
+                Err(Failed) => self.open_failed(NotOpened::Read, out),
+            },
+            (Input::Wrote { which, outcome }, _) => self.wrote(now, which, outcome, out),
+            (Input::Passed, Phase::OpenAwaitsBarrier) => {
+                self.derive_again(out);
+                self.phase = Phase::OpenDerives;
+            }
+            (Input::Passed, Phase::AppendAwaitsBarrier) => self.derive_batch(out),
+            (Input::Passed, Phase::ChangeAwaitsBarrier) => {
+                out.extend(self.derived.as_deref().map(|(derived, _)| derived_action(derived)));
+                self.phase = Phase::Changes;
+            }
+            (Input::Tick, _) => self.tick(now, out),
+            // What is asked is waited for, so nothing else can be answered.
+            (input, phase) => debug_assert!(false, "{input:?} while it {phase:?}"),
+        }
+    }
+
+    /// When the caller must send [`Input::Tick`] if nothing else happens first.
+    pub fn next_deadline(&self) -> Option<u64> {
+        let again = match self.phase {
+            Phase::ReadsAgain { at_ms, .. } => Some(at_ms),
+            _ => None,
+        };
+        let record = self.record.as_deref().and_then(|(_, attempt)| attempt.again_at_ms());
+        let rows = self.rows.as_deref().and_then(|write| write.attempt.as_ref()?.again_at_ms());
+        let derived = self.derived.as_deref().and_then(|(_, attempt)| attempt.again_at_ms());
+        [again, record, rows, derived].into_iter().flatten().min()
+    }
+
+    /// Appends may come, or one is under way. Also of a room that is [`Self::is_absent`].
+    pub const fn is_open_in_full(&self) -> bool {
+        matches!(
+            self.phase,
+            Phase::Open
+                | Phase::AppendsRecord
+                | Phase::AppendsRows
+                | Phase::AppendAwaitsBarrier
+                | Phase::AppendDerives
+                | Phase::ChangeAwaitsBarrier
+                | Phase::Changes
+        )
+    }
+
+    pub fn is_read_open(&self) -> bool {
+        self.phase == Phase::ReadOpen
+    }
+
+    /// Opened in full, and there is no record of such a room.
+    pub fn is_absent(&self) -> bool {
+        self.is_open_in_full() && self.chain.is_empty()
+    }
+
+    /// Open in either way, and nothing is under way.
+    pub const fn is_idle(&self) -> bool {
+        matches!(self.phase, Phase::Open | Phase::ReadOpen)
+    }
+
+    /// The newest seq that is stored for good.
+    pub const fn head(&self) -> Seq {
+        self.head
+    }
+
+    /// Messages up to the head.
+    pub const fn n(&self) -> u64 {
+        self.n
+    }
+
+    pub fn log_id(&self) -> Option<LogId> {
+        self.chain.last().map(|record| record.log)
+    }
+
+    /// Oldest first.
+    pub fn chain(&self) -> &[SegmentRecord] {
+        &self.chain
+    }
+
+    /// Where seqs up to the head lie.
+    pub fn spans(&self, first: Seq, last: Seq) -> Vec<Span> {
+        chain::spans(&self.chain, first, last, self.head)
+    }
+
+    /// What to write, behind a barrier, when the room goes idle or is drained.
+    pub fn said(&self) -> Option<Said> {
+        let newest = self.chain.last().filter(|_| self.phase == Phase::Open)?;
+        Some(Said { segment: newest.id, head: self.head, n: self.n })
+    }
+
+    /// What the next owner may go on from, if nothing more is appended or said here.
+    pub fn hand_over(&self) -> Option<Handed> {
+        let in_flight = plant::is(Bug::HandoffWithAppendInFlight) && self.is_open_in_full();
+        if self.chain.is_empty() || !(self.phase == Phase::Open || in_flight) {
+            return None;
+        }
+        Some(Handed { chain: Arc::clone(&self.chain), head: self.head, n: self.n, bytes: self.bytes })
+    }
+
+    // ---------------------------------------------------------------- open: reads
+
+    fn close(&mut self) {
+        self.phase = Phase::Closed;
+        self.chain = Arc::default();
+        (self.own, self.head, self.n, self.bytes) = (false, Seq(0), 0, 0);
+        self.tail = Vec::new();
+    }
+
+    fn open_failed(&mut self, why: NotOpened, out: &mut Vec<Action>) {
+        self.close();
+        out.push(Action::OpenFailed(why));
+    }
+
+    fn cannot_read_open(&mut self, out: &mut Vec<Action>) {
+        self.close();
+        out.push(Action::CannotReadOpen);
+    }
+
+    fn read_segments(&mut self, reading: Reading, out: &mut Vec<Action>) {
+        self.tail = Vec::new();
+        self.phase = Phase::ReadsSegments(reading);
+        out.push(Action::ReadSegments);
+    }
+
+    /// Something that must be there was not seen. Who opens for reads only does not insist.
+    fn read_again(&mut self, now: Now, reading: Reading, after: Seq, out: &mut Vec<Action>) {
+        if matches!(reading.how, How::ReadOnly(_)) {
+            return self.cannot_read_open(out);
+        }
+        let tries = reading.tries + 1;
+        if tries > REREADS_MAX {
+            return self.open_failed(NotOpened::Damaged { after }, out);
+        }
+        // Mostly a matter of one more look; each further one waits twice as long.
+        let wait = u64::from(self.limits.settle_first_ms) << (tries - 1) >> 4;
+        let at_ms = now.mono_ms + wait.clamp(1, u64::from(self.limits.settle_max_ms).max(1));
+        self.phase = Phase::ReadsAgain { reading: Reading { tries, ..reading }, at_ms };
+    }
+
+    fn segments_read(
+        &mut self,
+        now: Now,
+        reading: Reading,
+        records: Vec<SegmentRecord>,
+        out: &mut Vec<Action>,
+    ) {
+        let Some(highest) = records.iter().map(|record| record.id).max() else {
+            if matches!(reading.how, How::ReadOnly(_)) {
+                return self.cannot_read_open(out);
+            }
+            self.phase = Phase::Open;
+            return out.push(Action::Absent);
+        };
+        if records.len() > SEGMENTS_MAX {
+            return self.open_failed(NotOpened::TooManySegments, out);
+        }
+        let mut top = None;
+        if let How::ReadOnly(said) = reading.how {
+            if highest != said.segment && !plant::is(Bug::ReadOpenIgnoresNewerRecords) {
+                return self.cannot_read_open(out);
+            }
+            top = Some(said.segment);
+        } else if highest >= self.own_id() && !plant::is(Bug::OpenRetriedUnderSameKey) {
+            return self.open_failed(NotOpened::Superseded, out);
+        }
+        match chain::follow(records, top) {
+            Chain::Whole(chain) => {
+                self.chain = chain.into();
+                self.read_tail(reading, Seq(u64::MAX), out);
+            }
+            Chain::Missing => self.read_again(now, reading, Seq(0), out),
+            Chain::Damaged { after } => self.open_failed(NotOpened::Damaged { after }, out),
+        }
+    }
+
+    /// The newest rows below `before`, whatever segments they are in.
+    fn read_tail(&mut self, reading: Reading, before: Seq, out: &mut Vec<Action>) {
+        let limit = self.limits.tail;
+        let spans = self.tail_spans(before);
+        self.phase = Phase::ReadsTail(reading);
+        out.push(Action::ReadRows { spans, range: Range::before(before), limit });
+    }
+
+    /// As many of the newest spans as a read of the tail can reach into.
+    fn tail_spans(&self, before: Seq) -> Vec<Span> {
+        let newest = self.chain.last().map_or(Seq(0), |record| record.first_seq);
+        let reach = before.0.min(newest.0).saturating_sub(self.limits.tail.events as u64).max(1);
+        chain::spans(&self.chain, Seq(reach), Seq(before.0 - 1), Seq(u64::MAX))
+    }
+
+    fn tail_read(&mut self, now: Now, reading: Reading, page: Page, out: &mut Vec<Action>) {
+        let Some(newest) = self.chain.last().cloned() else { return };
+        let Page { mut rows, more } = page;
+        let grew = !rows.is_empty();
+        // Rows below what the spans of this read reach were not asked for.
+        let lowest = rows.first().or_else(|| self.tail.first()).map_or(newest.first_seq, |row| row.seq);
+        let more = more || (grew && lowest > self.chain[0].first_seq);
+        rows.append(&mut self.tail);
+        self.tail = rows;
+        if let How::ReadOnly(said) = reading.how {
+            return self.read_open(said, more, out);
+        }
+        match tail::look(&self.tail, more, newest.first_seq) {
+            Look::Below { before } => self.read_tail(reading, before, out),
+            Look::Gap { after } => self.read_again(now, reading, after, out),
+            Look::Ends { head } => {
+                self.tail.truncate(self.tail.partition_point(|row| row.seq <= head));
+                self.head = head;
+                self.n = self.tail.last().map_or(newest.n_before, |row| row.n);
+                self.bytes = self.estimated_bytes(&newest);
+                if plant::is(Bug::DerivedOfNewestSegmentOnly) && head < newest.first_seq {
+                    self.tail.iter_mut().for_each(|row| row.derived = None);
+                }
+                if reading.how == How::Again && self.is_mine(&newest) {
+                    self.own = true;
+                    self.opened(out);
+                } else if reading.how == How::HandedOver {
+                    self.write_own_record(now, true, out);
+                } else if plant::is(Bug::RecordBeforeRewrite) {
+                    self.write_own_record(now, false, out);
+                } else {
+                    self.rewrite(now, newest, out);
+                }
+            }
+        }
+    }
+
+    /// The record named in `said` is the highest: is that where the log ends?
+    fn read_open(&mut self, said: Said, more: bool, out: &mut Vec<Action>) {
+        if plant::is(Bug::ReadOpenIgnoresNewerRows) {
+            self.tail.retain(|row| row.seq <= said.head);
+        }
+        let first = self.tail.first().map_or_else(|| said.head.next(), |row| row.seq);
+        let dense = self.tail.iter().zip(first.0..).all(|(row, seq)| row.seq.0 == seq);
+        let ends = match self.tail.last() {
+            Some(last) => last.seq == said.head && last.n == said.n,
+            None => said.head == Seq(0) && !more,
+        };
+        if !dense || !ends {
+            return self.cannot_read_open(out);
+        }
+        (self.head, self.n) = (said.head, said.n);
+        self.phase = Phase::ReadOpen;
+        out.push(Action::ReadOpened { rows: std::mem::take(&mut self.tail) });
+    }
+
+    // ---------------------------------------------------------------- open: writes
+
+    /// 3c: the newest record and every row of its last batch, in place, with the content that was read.
+    fn rewrite(&mut self, now: Now, newest: SegmentRecord, out: &mut Vec<Action>) {
+        let last = self.tail.last().filter(|row| row.seq >= newest.first_seq);
+        let mut first = last.map_or(Seq(u64::MAX), |row| row.batch_first);
+        if plant::is(Bug::OnlyLastRowRewritten) {
+            first = self.head;
+        }
+        let rows: Vec<Row> = self.tail.iter().filter(|row| row.seq >= first).cloned().collect();
+        if !rows.is_empty() && !plant::is(Bug::NoTailRewrite) {
+            let mut write = RowsWrite { segment: newest.id, bucket: newest.bucket, rows, attempt: None };
+            self.send_rows(&mut write, out);
+            self.rows = Some(Box::new(write));
+        }
+        if plant::is(Bug::DerivedReappliedWithRewrite) {
+            self.derive_again(out);
+        }
+        if !plant::is(Bug::RecordNotRewritten) {
+            self.send_record(newest, out);
+        }
+        self.phase = Phase::Rewrites;
+        self.go_on_if_rewritten(now, out);
+    }
+
+    fn go_on_if_rewritten(&mut self, now: Now, out: &mut Vec<Action>) {
+        if self.record.is_some() || self.rows.is_some() || self.derived.is_some() {
+            return;
+        }
+        if plant::is(Bug::RecordBeforeRewrite) && self.own {
+            return self.recorded(true, out);
+        }
+        if plant::is(Bug::DerivedReappliedAfterRewrite) && self.reapplies() {
+            self.derive_again(out);
+            self.phase = Phase::OpenDerives;
+            return;
+        }
+        if plant::is(Bug::DerivedReappliedBeforeRecord) && self.reapplies() {
+            self.phase = Phase::OpenAwaitsBarrier;
+            return out.push(Action::Barrier);
+        }
+        self.write_own_record(now, true, out);
+    }
+
+    /// 3d.
+    fn write_own_record(&mut self, now: Now, reapplies: bool, out: &mut Vec<Action>) {
+        if plant::is(Bug::RecordLazily) {
+            return self.recorded(reapplies, out);
+        }
+        if plant::is(Bug::OpenRetriedUnderSameKey)
+            && self.chain.last().is_some_and(|record| record.id == self.own_id())
+        {
+            self.own = true;
+            return self.recorded(reapplies, out);
+        }
+        let newest = self.chain.last().map_or(Bucket(0), |record| record.bucket);
+        let bucket = newest.max(self.window(now.unix));
+        if bucket != newest {
+            self.bytes = 0;
+        }
+        let record = self.next_record(bucket);
+        self.phase = Phase::Records { reapplies };
+        if plant::is(Bug::RecordNotAwaited) {
+            self.send_record(record.clone(), out);
+            self.begin_segment(record);
+            return self.recorded(reapplies, out);
+        }
+        self.send_record(record, out);
+    }
+
+    /// The own record is complete: from now on nobody can cut what was adopted.
+    fn recorded(&mut self, reapplies: bool, out: &mut Vec<Action>) {
+        if !reapplies || !self.reapplies() || reapplies_early() {
+            return self.opened(out);
+        }
+        if plant::is(Bug::DerivedReappliedWithoutBarrier) {
+            self.derive_again(out);
+            self.phase = Phase::OpenDerives;
+            return;
+        }
+        self.phase = Phase::OpenAwaitsBarrier;
+        out.push(Action::Barrier);
+    }
+
+    /// The last batch on the chain, looking past empty segments, changed something beside the log.
+    fn reapplies(&self) -> bool {
+        let skipped = plant::is(Bug::DerivedNotReapplied) || plant::is(Bug::DerivedReappliedWithRewrite);
+        !skipped && self.tail.last().is_some_and(|row| row.derived.is_some())
+    }
+
+    fn derive_again(&mut self, out: &mut Vec<Action>) {
+        if let Some(derived) = self.tail.last().and_then(|row| row.derived.as_deref()).cloned() {
+            self.send_derived(derived, out);
+        }
+    }
+
+    fn opened(&mut self, out: &mut Vec<Action>) {
+        self.phase = Phase::Open;
+        out.push(Action::Opened { rows: std::mem::take(&mut self.tail) });
+    }
+
+    // ---------------------------------------------------------------- segments
+
+    const fn own_id(&self) -> SegmentId {
+        SegmentId { epoch: self.tenure.epoch, part: self.part }
+    }
+
+    fn is_mine(&self, record: &SegmentRecord) -> bool {
+        Tenure { epoch: record.id.epoch, incarnation: record.incarnation } == self.tenure
+    }
+
+    /// The first partition of the time window.
+    fn window(&self, at: UnixMs) -> Bucket {
+        // 2^24 windows of ten days are 450,000 years.
+        Bucket(u32::try_from((at.0 / self.limits.window_ms.max(1)) << 8).unwrap_or(u32::MAX))
+    }
+
+    /// The partition of the new segment that a batch has to begin with, if it has to. Partitions only ever go up, whatever
+    /// the clock does.
+    fn next_bucket(&self, at: UnixMs, bytes: u64) -> Option<Bucket> {
+        let window = self.window(at);
+        let Some(newest) = self.chain.last() else { return Some(window) };
+        let full = self.bytes > 0 && self.bytes + bytes > self.limits.bucket_bytes;
+        if window > newest.bucket {
+            Some(window)
+        } else if full {
+            Some(Bucket(newest.bucket.0.saturating_add(1)))
+        } else if self.own {
+            None
+        } else {
+            Some(newest.bucket)
+        }
+    }
+
+    /// The record of a segment that continues the log at the head. An empty segment at its end drops off the chain, so that
+    /// chains grow with segments that hold rows.
+    fn next_record(&mut self, bucket: Bucket) -> SegmentRecord {
+        let id = self.own_id();
+        self.part = self.part.rolled();
+        let newest = self.chain.last();
+        let prev = newest.and_then(|newest| {
+            let empty = newest.first_seq > self.head && newest.prev.is_some();
+            if empty { newest.prev } else { Some(newest.id) }
+        });
+        SegmentRecord {
+            id,
+            bucket,
+            first_seq: self.head.next(),
+            n_before: self.n,
+            prev,
+            incarnation: self.tenure.incarnation,
+            log: newest.map_or(self.fresh_log, |newest| newest.log),
+        }
+    }
+
+    /// The record of a segment of our own is stored.
+    fn begin_segment(&mut self, record: SegmentRecord) {
+        if self.chain.last().is_some_and(|newest| newest.bucket != record.bucket) {
+            self.bytes = 0;
+        }
+        let prev = record.prev;
+        let kept = self.chain.iter().take_while(|old| prev.is_some_and(|prev| old.id <= prev));
+        self.chain = kept.cloned().chain([record]).collect();
+        self.own = true;
+    }
+
+    /// What the newest partition holds, from the size of the rows read.
+    fn estimated_bytes(&self, newest: &SegmentRecord) -> u64 {
+        let first = self.chain.iter().find(|record| record.bucket == newest.bucket);
+        let rows = self.head.next().0.saturating_sub(first.map_or(u64::MAX, |record| record.first_seq.0));
+        let read = self.tail.iter().map(row_bytes).sum::<u64>();
+        rows * (read / (self.tail.len() as u64).max(1))
+    }
+
+    // ---------------------------------------------------------------- writes
+
+    fn send_record(&mut self, record: SegmentRecord, out: &mut Vec<Action>) {
+        out.push(Action::Write { which: Which::Record, write: Write::Record(record.clone()) });
+        self.record = Some(Box::new((record, Attempt::sent(&self.limits))));
+    }
+
+    fn send_rows(&self, write: &mut RowsWrite, out: &mut Vec<Action>) {
+        write.attempt = Some(Attempt::sent(&self.limits));
+        out.push(write.action());
+    }
+
+    fn send_derived(&mut self, derived: Derived, out: &mut Vec<Action>) {
+        out.push(derived_action(&derived));
+        self.derived = Some(Box::new((derived, Attempt::sent(&self.limits))));
+    }
+
+    fn tick(&mut self, now: Now, out: &mut Vec<Action>) {
+        if let Phase::ReadsAgain { reading, at_ms } = self.phase
+            && at_ms <= now.mono_ms
+        {
+            self.read_segments(reading, out);
+        }
+        if let Some((record, attempt)) = self.record.as_deref_mut()
+            && attempt.is_due(now.mono_ms)
+        {
+            out.push(Action::Write { which: Which::Record, write: Write::Record(record.clone()) });
+        }
+        if let Some(write) = self.rows.as_deref_mut()
+            && write.attempt.as_mut().is_some_and(|attempt| attempt.is_due(now.mono_ms))
+        {
+            if plant::is(Bug::RetryUnderNewSeq) && self.phase == Phase::AppendsRows {
+                write.renumber();
+            }
+            out.push(write.action());
+        }
+        if let Some((derived, attempt)) = self.derived.as_deref_mut()
+            && attempt.is_due(now.mono_ms)
+        {
+            out.push(derived_action(derived));
+        }
+    }
+
+    fn wrote(&mut self, now: Now, which: Which, outcome: Outcome, out: &mut Vec<Action>) {
+        let may_end = matches!(self.phase, Phase::AppendsRecord | Phase::AppendsRows | Phase::Changes);
+        let attempt = match which {
+            Which::Record => self.record.as_deref_mut().map(|(_, attempt)| attempt),
+            Which::Rows => self.rows.as_deref_mut().and_then(|write| write.attempt.as_mut()),
+            Which::Derived => self.derived.as_deref_mut().map(|(_, attempt)| attempt),
+        };
+        let Some(attempt) = attempt else {
+            // Asked for nothing: can only be where a planted bug did not wait.
+            return;
+        };
+        match attempt.answered(now.mono_ms, outcome, may_end, &self.limits) {
+            Settled::Not => {}
+            Settled::NotDone(why) => {
+                // The name of a record that was not stored is not used again all the same.
+                (self.record, self.rows, self.derived) = (None, None, None);
+                let changes = self.phase == Phase::Changes;
+                self.phase = Phase::Open;
+                out.push(if changes { Action::NotChanged(why) } else { Action::NotAppended(why) });
+            }
+            Settled::Done => match which {
+                Which::Record => {
+                    if let Some(write) = self.record.take() {
+                        self.record_stored(now, write.0, out);
+                    }
+                }
+                Which::Rows => {
+                    if let Some(write) = self.rows.take() {
+                        self.rows_stored(now, write.rows, out);
+                    }
+                }
+                Which::Derived => {
+                    self.derived = None;
+                    self.derived_stored(now, out);
+                }
+            },
+        }
+    }
+
+    fn record_stored(&mut self, now: Now, record: SegmentRecord, out: &mut Vec<Action>) {
+        match self.phase {
+            Phase::Rewrites => self.go_on_if_rewritten(now, out),
+            Phase::Records { .. } if plant::is(Bug::RecordBeforeRewrite) => {
+                let adopted = self.chain.last().cloned();
+                self.begin_segment(record);
+                if let Some(adopted) = adopted {
+                    self.rewrite(now, adopted, out);
+                }
+            }
+            Phase::Records { reapplies } => {
+                self.begin_segment(record);
+                self.recorded(reapplies, out);
+            }
+            Phase::AppendsRecord => {
+                self.begin_segment(record);
+                if let Some(mut write) = self.rows.take() {
+                    self.send_rows(&mut write, out);
+                    self.rows = Some(write);
+                }
+                self.phase = Phase::AppendsRows;
+            }
+            // Only where a planted bug did not wait for it.
+            _ => {}
+        }
+    }
+
+    fn rows_stored(&mut self, now: Now, rows: Vec<Row>, out: &mut Vec<Action>) {
+        if self.phase == Phase::Rewrites {
+            return self.go_on_if_rewritten(now, out);
+        }
+        self.bytes += rows.iter().map(row_bytes).sum::<u64>();
+        let Some(last) = rows.last() else { return };
+        (self.head, self.n) = (last.seq, last.n);
+        if last.derived.is_none() {
+            self.phase = Phase::Open;
+            return out.push(Action::Appended);
+        }
+        // Kept until the barrier has passed.
+        self.tail = rows;
+        if plant::is(Bug::DerivedBeforeBarrier) {
+            return self.derive_batch(out);
+        }
+        self.phase = Phase::AppendAwaitsBarrier;
+        out.push(Action::Barrier);
+    }
+
+    fn derive_batch(&mut self, out: &mut Vec<Action>) {
+        self.derive_again(out);
+        self.tail = Vec::new();
+        self.phase = Phase::AppendDerives;
+        if plant::is(Bug::DerivedNotAwaited) {
+            self.phase = Phase::Open;
+            out.push(Action::Appended);
+        }
+    }
+
+    fn derived_stored(&mut self, now: Now, out: &mut Vec<Action>) {
+        match self.phase {
+            Phase::OpenDerives if reapplies_early() => {
+                self.write_own_record(now, true, out);
+            }
+            Phase::OpenDerives => self.opened(out),
+            Phase::AppendDerives => {
+                self.phase = Phase::Open;
+                out.push(Action::Appended);
+            }
+            Phase::Changes => {
+                self.phase = Phase::Open;
+                out.push(Action::Changed);
+            }
+            Phase::Rewrites => self.go_on_if_rewritten(now, out),
+            // Only where a planted bug did not wait for it.
+            _ => {}
+        }
+    }
+}
+
+impl RowsWrite {
+    fn action(&self) -> Action {
+        let Self { segment, bucket, rows, .. } = self;
+        let write = Write::Rows { segment: *segment, bucket: *bucket, rows: rows.clone() };
+        Action::Write { which: Which::Rows, write }
+    }
+
+    /// The bug: what may be stored already is appended once more, behind itself.
+    fn renumber(&mut self) {
+        let by = self.rows.len() as u64;
+        for row in &mut self.rows {
+            row.seq.0 += by;
+            row.batch_first.0 += by;
+        }
+    }
+}
+
+/// Only for planted bugs: before the own record.
+fn reapplies_early() -> bool {
+    plant::is(Bug::DerivedReappliedBeforeRecord) || plant::is(Bug::DerivedReappliedAfterRewrite)
+}
+
+fn derived_action(derived: &Derived) -> Action {
+    Action::Write { which: Which::Derived, write: Write::Derived(Box::new(derived.clone())) }
+}
+
+fn row_bytes(row: &Row) -> u64 {
+    row.event.len() as u64 + ROW_OVERHEAD_BYTES
+}
