@@ -5,19 +5,23 @@
 //! Always holds: the same seed makes the same choices (the machine's timing differs all the same).
 //! Does not: know how the server stores anything.
 
-pub mod checker;
 pub mod client;
 pub mod load;
+pub mod recorder;
 
 use crate::power_cut::Shim;
 use crate::random::Random;
 use crate::server::Server;
 use anyhow::{Context, ensure};
-use checker::{History, Stored, Violation};
+use banyan_checker::{
+    self as checker, Call, Demand, FaultKind, Liveness, Range, Row, Rules, Seq, Session, Slot, Store,
+    StoredRoom, Time, UnixMs, What,
+};
 use client::Connection;
-use load::{Orders, Phase, Sender, SenderReport, Subscriber, SubscriberReport, Trigger};
+use load::{Orders, Phase, Sender, Subscriber, Trigger};
+use recorder::Recorder;
 use serde_json::json;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -52,27 +56,30 @@ pub struct Options {
 pub struct Report {
     pub kills: u32,
     pub kills_at_ack: u32,
-    pub sent: u64,
-    pub acked: u64,
-    pub retried: u64,
-    pub duplicates: u64,
-    pub pushed: u64,
-    pub resumes: u64,
     /// Changes that no sync covered, and how many bytes and names of them were taken away.
     pub unsynced: u64,
     pub cut_bytes: u64,
     pub cut_names: u64,
     pub syncs: u64,
-    pub violations: Vec<Violation>,
+    /// What a client was told directly and must never be told here, and a server that does not start again.
+    pub wrong: Vec<String>,
+    /// What the histories show.
+    pub checked: Option<checker::Report>,
 }
 
 impl Report {
+    /// All that is wrong, in words.
+    pub fn violations(&self) -> Vec<String> {
+        let checked = self.checked.iter().flat_map(checker::Report::violations);
+        self.wrong.iter().cloned().chain(checked.map(ToString::to_string)).collect()
+    }
+
     /// Fails for a run that proves nothing, whatever it found.
     pub fn is_meaningful(&self, options: &Options) -> anyhow::Result<()> {
         ensure!(self.kills == options.kills, "only {} of {} kills were done", self.kills, options.kills);
-        ensure!(self.acked > u64::from(self.kills) * 10, "only {} sends were acked: no load", self.acked);
-        ensure!(self.kills < 4 || self.retried > 0, "no send was cut off by a kill: no load at the kills");
-        ensure!(self.pushed > 0, "no event was pushed to a subscriber");
+        let checked = self.checked.as_ref().context("nothing was checked")?;
+        let missing = Demand::killed_process(options.kills.into()).missing(&checked.coverage);
+        ensure!(missing.is_empty(), "the run proves nothing: {}", missing.join("; "));
         ensure!(
             !options.shim || self.syncs > 0,
             "the shim saw no sync: it was not loaded, or the server never syncs"
@@ -89,7 +96,8 @@ pub async fn run(options: &Options, mut say: impl FnMut(&str)) -> anyhow::Result
     let mut report = Report::default();
     let host = Host::new(options)?;
     let mut server = host.start(0, false).await?;
-    let scene = Scene::set(server.addresses.clients, options, &mut random).await?;
+    let recorder = Recorder::default();
+    let scene = Scene::set(server.addresses.clients, options, &mut random, &recorder).await?;
     // A planted bug begins after the scene is set, so that it is the messages that are lost.
     if options.plant_no_fsync {
         server = host.restart(server, 0, true).await?;
@@ -102,11 +110,12 @@ pub async fn run(options: &Options, mut say: impl FnMut(&str)) -> anyhow::Result
     let mut subscribers = JoinSet::new();
     for sender in scene.senders {
         let (watch, trigger) = (orders.subscribe(), Arc::clone(&trigger));
-        senders.spawn(async move { (sender.number, sender.run(watch, &trigger).await) });
+        senders.spawn(async move { sender.run(watch, &trigger).await });
     }
+    let listening: Vec<Session> = scene.subscribers.iter().map(|subscriber| subscriber.session).collect();
     for subscriber in scene.subscribers {
         let watch = orders.subscribe();
-        subscribers.spawn(async move { (subscriber.number, subscriber.run(watch).await) });
+        subscribers.spawn(async move { subscriber.run(watch).await });
     }
 
     for life in 1..=options.kills {
@@ -124,6 +133,7 @@ pub async fn run(options: &Options, mut say: impl FnMut(&str)) -> anyhow::Result
         }
         let died_at_ack = !server.is_alive();
         server.kill()?;
+        recorder.fault(if options.shim { FaultKind::PowerCut } else { FaultKind::Kill });
         report.kills += 1;
         report.kills_at_ack += u32::from(died_at_ack);
         let cut = host.cut(&mut random)?;
@@ -142,7 +152,7 @@ pub async fn run(options: &Options, mut say: impl FnMut(&str)) -> anyhow::Result
         match host.start(life, options.plant_no_fsync).await {
             Ok(started) => server = started,
             Err(e) => {
-                report.violations.push(Violation::DoesNotStart { why: format!("{e:#}") });
+                report.wrong.push(format!("the server does not start again: {e:#}"));
                 orders.send_modify(|orders| orders.phase = Phase::Stop);
                 return Ok(report);
             }
@@ -151,27 +161,40 @@ pub async fn run(options: &Options, mut say: impl FnMut(&str)) -> anyhow::Result
         orders.send_modify(|orders| orders.address = address);
     }
 
+    let healed = recorder.now();
     orders.send_modify(|orders| orders.phase = Phase::Settle);
-    let (sender_reports, late_senders) = finish(&mut senders).await;
-    let stored = read_back(server.addresses.clients, &scene.reader.token, &scene.rooms).await;
+    let late_senders = finish(&mut senders, &mut report).await;
+    let reader = Reader { session: scene.reader_session, user: scene.reader, recorder: recorder.clone() };
+    let stored = reader.read(server.addresses.clients, &scene.rooms).await;
     let phase = match &stored {
-        Ok(stored) => Phase::CatchUp(stored.iter().map(|s| (s.room.clone(), s.head)).collect()),
+        Ok(stored) => {
+            let head = |room: &StoredRoom| room.head.map_or(0, |head| head.0);
+            let heads = scene.rooms.iter().cloned().zip(stored.iter().map(head));
+            Phase::CatchUp(heads.collect())
+        }
         Err(e) => {
-            report.violations.push(Violation::Refused { what: format!("reading back: {e:#}") });
+            report.wrong.push(format!("reading back: {e:#}"));
             Phase::Stop
         }
     };
     orders.send_modify(|orders| orders.phase = phase);
-    let (subscriber_reports, late_subscribers) = finish(&mut subscribers).await;
+    let late_subscribers = finish(&mut subscribers, &mut report).await;
     if late_senders + late_subscribers > 0 {
-        let what = format!(
-            "{late_senders} senders and {late_subscribers} subscribers did not end within {SETTLE_LIMIT:?}; the log ends with:\n{}",
-            server.log_tail()
-        );
-        report.violations.push(Violation::Refused { what });
+        let log = server.log_tail();
+        report.wrong.push(format!(
+            "{late_senders} senders and {late_subscribers} subscribers did not end within {SETTLE_LIMIT:?}; the log ends with:\n{log}"
+        ));
     }
-    let history = gather(&mut report, sender_reports, subscriber_reports, stored.unwrap_or_default());
-    report.violations.extend(checker::check(&history));
+    if let Ok(stored) = stored {
+        let rooms: Vec<_> = stored.iter().map(|room| room.room).collect();
+        let mut history = recorder.finish();
+        let deadline = Time(healed.0.saturating_add(u64::try_from(SETTLE_LIMIT.as_micros())?));
+        let subscribers =
+            listening.iter().flat_map(|session| rooms.iter().map(|room| (*session, *room))).collect();
+        history.liveness = Some(Liveness { healed, deadline, rooms, subscribers, settled: true });
+        history.store = Some(Store { rooms: stored });
+        report.checked = Some(checker::check(&history, &Rules::default()));
+    }
     server.kill()?;
     Ok(report)
 }
@@ -222,12 +245,18 @@ impl<'a> Host<'a> {
 struct Scene {
     rooms: Vec<String>,
     reader: client::User,
+    reader_session: Session,
     senders: Vec<Sender>,
     subscribers: Vec<Subscriber>,
 }
 
 impl Scene {
-    async fn set(address: SocketAddr, options: &Options, random: &mut Random) -> anyhow::Result<Self> {
+    async fn set(
+        address: SocketAddr,
+        options: &Options,
+        random: &mut Random,
+        recorder: &Recorder,
+    ) -> anyhow::Result<Self> {
         // Few users with several connections each: sign-ups are rationed by default.
         let mut users = Vec::new();
         for name in ["crash-ada", "crash-ben", "crash-cleo"] {
@@ -251,86 +280,121 @@ impl Scene {
         }
         let user = |n: usize| users[n % users.len()].clone();
         let senders = (0..options.senders)
-            .map(|number| Sender {
-                number,
-                user: user(number),
-                rooms: rooms.clone(),
-                random: random.fork(),
-                known: known.clone(),
+            .map(|number| {
+                let (rooms, known) = (rooms.clone(), known.clone());
+                Sender::new(number, user(number), recorder.clone(), rooms, random.fork(), known)
             })
             .collect();
         let subscribers = (0..options.subscribers)
-            .map(|number| Subscriber { number, user: user(number + 1), rooms: rooms.clone() })
+            .map(|number| {
+                let user = user(number + 1);
+                let session = recorder.session(&user.id);
+                Subscriber { number, user, session, recorder: recorder.clone(), rooms: rooms.clone() }
+            })
             .collect();
-        Ok(Self { reader: user(0), rooms, senders, subscribers })
+        let reader_session = recorder.session(&user(0).id);
+        Ok(Self { reader: user(0), reader_session, rooms, senders, subscribers })
     }
 }
 
-/// All rooms, from the first seq to the head.
-async fn read_back(address: SocketAddr, token: &str, rooms: &[String]) -> anyhow::Result<Vec<Stored>> {
-    let connection = Connection::open(address, token).await;
-    let mut connection = connection.map_err(|e| anyhow::anyhow!("cannot connect: {e:?}"))?;
-    let mut all = Vec::new();
-    for room in rooms {
-        let mut stored = Stored { room: room.clone(), head: 0, events: Vec::new() };
-        loop {
-            let after = stored.events.last().map_or(0, |event| event.seq);
-            let page =
-                connection.call("history", &json!({ "room": room, "after": after, "limit": 100 })).await?;
-            let page =
-                page.get("history").with_context(|| format!("{room}: history was answered with {page}"))?;
-            stored.head = page["head"].as_u64().context("history without head")?;
-            let events = page["events"].as_array().context("history without events")?;
-            for event in events {
-                stored.events.push(client::event(event)?);
-            }
-            if page["more"].as_bool() != Some(true) || events.is_empty() {
-                break;
-            }
+/// Reads all back when all is quiet, as a client like any other.
+#[derive(Debug)]
+pub struct Reader {
+    pub session: Session,
+    pub user: client::User,
+    pub recorder: Recorder,
+}
+
+impl Reader {
+    /// Sends one message to each room, then reads it from the first seq to the head.
+    pub async fn read(&self, address: SocketAddr, rooms: &[String]) -> anyhow::Result<Vec<StoredRoom>> {
+        let connection = Connection::open(address, &self.user.token).await;
+        let mut connection = connection.map_err(|e| anyhow::anyhow!("cannot connect: {e:?}"))?;
+        let on = self.recorder.begin(self.session);
+        let mut all = Vec::new();
+        for room in rooms {
+            self.send(&mut connection, on, room).await?;
+            let mut stored = StoredRoom::new(self.recorder.room(room), Slot(0));
+            while !self.page(&mut connection, on, room, &mut stored).await? {}
+            all.push(stored);
         }
-        all.push(stored);
+        Ok(all)
     }
-    Ok(all)
+
+    /// The room takes a send.
+    async fn send(
+        &self,
+        connection: &mut Connection,
+        on: checker::Connection,
+        room: &str,
+    ) -> anyhow::Result<()> {
+        let call = Call(connection.next_id());
+        let (id, text) = (format!("last-{room}"), "the last one");
+        self.recorder.record(on, |names| What::Send {
+            call,
+            room: names.room(room),
+            message: names.message(&id),
+            since: Some(Seq(0)),
+            content: recorder::content_of_text(text),
+        });
+        let body = json!({ "room": room, "client_msg_id": id, "since": 0, "text": text });
+        let frame = connection.call("send", &body).await?;
+        let reply = &frame["send"];
+        let seq = recorder::seq(reply, "seq").with_context(|| format!("{room}: send: {frame}"))?;
+        let at = UnixMs(reply["at"].as_u64().context("a send reply without time")?);
+        let duplicate = reply["duplicate"].as_bool() == Some(true);
+        self.recorder.record(on, |_| What::Sent { call, seq, at, duplicate });
+        Ok(())
+    }
+
+    /// The next page; true if it was the last.
+    async fn page(
+        &self,
+        connection: &mut Connection,
+        on: checker::Connection,
+        room: &str,
+        stored: &mut StoredRoom,
+    ) -> anyhow::Result<bool> {
+        let after = stored.rows.last().map_or(Seq(0), |row| row.event.seq);
+        let (call, limit) = (Call(connection.next_id()), 100);
+        let range = Range::After(after);
+        self.recorder.record(on, |_| What::History { call, room: stored.room, range, limit });
+        let frame =
+            connection.call("history", &json!({ "room": room, "after": after, "limit": limit })).await?;
+        let page = frame.get("history").with_context(|| format!("{room}: history: {frame}"))?;
+        let events = page["events"].as_array().context("history without events")?;
+        for event in events {
+            self.recorder.try_record(on, |names| {
+                let (_, event) = recorder::event(names, event)?;
+                stored.rows.push(Row { event, written: None });
+                Ok(What::PageEvent { call, event })
+            })?;
+        }
+        for gap in page["gaps"].as_array().into_iter().flatten() {
+            let (from, to) = (recorder::seq(gap, "from")?, recorder::seq(gap, "to")?);
+            let expired = gap["expired"].as_bool() == Some(true);
+            self.recorder.record(on, |_| What::PageGap { call, from, to, expired });
+        }
+        let (head, log) = (recorder::seq(page, "head")?, recorder::log(page)?);
+        let more = page["more"].as_bool() == Some(true);
+        self.recorder.record(on, |_| What::Page { call, head, log, more });
+        (stored.head, stored.log) = (Some(head), Some(log));
+        Ok(!more || events.is_empty())
+    }
 }
 
-/// The reports of the tasks that end in time, by number, and how many do not.
-async fn finish<T: 'static>(tasks: &mut JoinSet<(usize, T)>) -> (BTreeMap<usize, T>, usize) {
-    let mut reports = BTreeMap::new();
+/// Waits for the tasks that end in time; how many do not.
+async fn finish(tasks: &mut JoinSet<Result<(), String>>, report: &mut Report) -> usize {
     let all = async {
-        while let Some(Ok((number, report))) = tasks.join_next().await {
-            reports.insert(number, report);
+        while let Some(Ok(ended)) = tasks.join_next().await {
+            report.wrong.extend(ended.err());
         }
     };
     // Late ones are counted; they are not an error of the run itself.
     drop(tokio::time::timeout(SETTLE_LIMIT, all).await);
     let late = tasks.len();
     tasks.abort_all();
-    (reports, late)
-}
-
-fn gather(
-    report: &mut Report,
-    senders: BTreeMap<usize, SenderReport>,
-    subscribers: BTreeMap<usize, SubscriberReport>,
-    stored: Vec<Stored>,
-) -> History {
-    let mut history = History { stored, ..History::default() };
-    for (_, sender) in senders {
-        report.retried += sender.retried;
-        report.duplicates += sender.duplicates;
-        report.violations.extend(sender.refused.into_iter().map(|what| Violation::Refused { what }));
-        history.sent.extend(sender.sent);
-    }
-    for (_, subscriber) in subscribers {
-        report.resumes += subscriber.resumes;
-        report.pushed +=
-            subscriber.told.iter().filter(|t| matches!(t, checker::Told::Event(_))).count() as u64;
-        report.violations.extend(subscriber.refused.into_iter().map(|what| Violation::Refused { what }));
-        history.told.push(subscriber.told);
-    }
-    report.sent = history.sent.len() as u64;
-    report.acked = history.sent.iter().filter(|sent| !sent.acks.is_empty()).count() as u64;
-    history
+    late
 }
 
 async fn wait_until(limit: Duration, mut holds: impl FnMut() -> bool) {

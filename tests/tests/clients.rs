@@ -5,8 +5,10 @@
 //! Does not: test limits and errors (that needs no foreign client).
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-use banyan_tests::crash::checker::{self, Event, History, Sent, Stored, Told};
+use banyan_checker::{Call, Demand, Marks, Mode, Rules, Seq, Start, Store, Subscribed, Verdict, What, check};
+use banyan_tests::crash::Reader;
 use banyan_tests::crash::client::{self, Connection, User};
+use banyan_tests::crash::recorder::{Recorder, content_of_text};
 use banyan_tests::server::{Server, binary};
 use banyan_tests::tools;
 use serde_json::{Value, json};
@@ -60,9 +62,9 @@ async fn tungstenite(mut connection: Connection, until: u64) -> Seen {
                 frame["send"]["seq"].as_u64().unwrap_or_else(|| panic!("a send was answered with {frame}"));
             seen.push((last, flying.remove(&id), None));
         } else if let Some(event) = frame.get("event") {
-            let event = client::event(event).unwrap();
-            last = event.seq;
-            seen.push((last, event.client_msg_id, event.text));
+            let text = |value: &Value| value.as_str().map(str::to_owned);
+            last = event["seq"].as_u64().unwrap_or_else(|| panic!("an event without seq: {event}"));
+            seen.push((last, text(&event["client_msg_id"]), text(&event["message"]["text"])));
         }
     }
     seen
@@ -106,55 +108,65 @@ async fn clients_of_others_talk_with_each_other() {
     let node = talk("node".into(), "node/talk.mjs", &users[1]);
     let (python, node, rust) = tokio::join!(program(python), program(node), tungstenite(connection, until));
 
-    let stored = read_back(&server, &users[2].token).await;
-    let mut history = History { stored: vec![stored], ..History::default() };
-    for (name, user, seen) in
-        [("python", &users[0], python), ("node", &users[1], node), ("rust", &users[2], rust)]
-    {
-        assert_eq!(seen.len() as u64, until, "{name} saw another number of events");
+    // The scripts print no times: what they have sent is taken as sent before anything was told.
+    let recorder = Recorder::default();
+    let seen = [("python", &users[0], python), ("node", &users[1], node), ("rust", &users[2], rust)];
+    let talkers: Vec<_> =
+        seen.iter().map(|(_, user, _)| recorder.begin(recorder.session(&user.id))).collect();
+    for ((name, ..), on) in seen.iter().zip(&talkers) {
         for n in 0..COUNT {
             let id = format!("{name}-{n}");
-            let acks = seen.iter().filter(|(_, i, text)| i.as_ref() == Some(&id) && text.is_none());
-            let acks: Vec<u64> = acks.map(|(seq, _, _)| *seq).collect();
-            assert_eq!(acks.len(), 1, "{name} had {} replies to {id}", acks.len());
-            let (room, text) = (ROOM.to_owned(), text_of(&id));
-            history.sent.push(Sent { room, client_msg_id: id, sender: user.id.clone(), text, acks });
-        }
-        history.told.push(told(seen, &history.stored[0], name));
-    }
-    let violations = checker::check(&history);
-    assert!(violations.is_empty(), "{violations:#?}");
-}
-
-/// The connection's order as the checker wants it. The scripts do not print senders, so they are taken from the log;
-/// what they do print must agree with it.
-fn told(seen: Seen, stored: &Stored, name: &str) -> Vec<Told> {
-    let events: HashMap<u64, &Event> = stored.events.iter().map(|event| (event.seq, event)).collect();
-    let mut told = vec![Told::Start { room: ROOM.to_owned(), seq: 0 }];
-    for (seq, id, text) in seen {
-        let kept =
-            events.get(&seq).unwrap_or_else(|| panic!("{name} was told seq {seq}, which is not in the log"));
-        let mine = id.as_ref().is_some_and(|id| id.starts_with(name));
-        let text = if mine && text.is_none() { id.as_deref().map(text_of) } else { text };
-        let (room, sender) = (ROOM.to_owned(), kept.sender.clone());
-        told.push(Told::Event(Event { room, seq, sender, client_msg_id: id, text }));
-    }
-    told
-}
-
-async fn read_back(server: &Server, token: &str) -> Stored {
-    let mut connection = Connection::open(server.addresses.clients, token).await.unwrap();
-    let mut stored = Stored { room: ROOM.to_owned(), head: 0, events: Vec::new() };
-    loop {
-        let after = stored.events.last().map_or(0, |event| event.seq);
-        let reply =
-            connection.call("history", &json!({ "room": ROOM, "after": after, "limit": 100 })).await.unwrap();
-        let page = &reply["history"];
-        stored.head = page["head"].as_u64().unwrap_or_else(|| panic!("history: {reply}"));
-        let events = page["events"].as_array().unwrap();
-        stored.events.extend(events.iter().map(|event| client::event(event).unwrap()));
-        if page["more"] != true || events.is_empty() {
-            return stored;
+            recorder.record(*on, |names| What::Send {
+                call: Call(n),
+                room: names.room(ROOM),
+                message: names.message(&id),
+                since: Some(Seq(start)),
+                content: content_of_text(&text_of(&id)),
+            });
         }
     }
+    let session = recorder.session(&users[2].id);
+    let reader = Reader { session, user: users[2].clone(), recorder: recorder.clone() };
+    let stored = reader.read(server.addresses.clients, &[ROOM.to_owned()]).await.unwrap();
+    for ((name, _, seen), on) in seen.into_iter().zip(talkers) {
+        assert_eq!(seen.len() as u64, until, "{name} saw another number of events");
+        let (call, room) = (Call(COUNT), stored[0].room);
+        let begin = Start::After { seq: Seq(0), log: None };
+        recorder.record(on, |_| What::Subscribe { call, room, start: begin, mode: Mode::Live });
+        let reply = Subscribed {
+            log: stored[0].log.unwrap(),
+            head: stored[0].head.unwrap(),
+            n: stored[0].rows.last().unwrap().event.n,
+            from: Seq(1),
+            role: 1,
+            marks: Marks::default(),
+            gap: None,
+            reset: false,
+        };
+        recorder.record(on, |_| What::Subscribed { call, room, reply: Box::new(reply) });
+        for (seq, id, text) in seen {
+            let Some(stored) = stored[0].rows.get(seq as usize - 1) else {
+                panic!("{name} was told seq {seq}, which is not in the log")
+            };
+            let own = id.as_ref().and_then(|id| id.strip_prefix(name)?.strip_prefix('-')?.parse().ok());
+            recorder.record(on, |names| match (own, &text) {
+                (Some(n), None) => {
+                    What::Sent { call: Call(n), seq: Seq(seq), at: stored.event.at, duplicate: false }
+                }
+                // What the scripts do not print is as in the log; what they do print must agree with it.
+                _ => {
+                    let mut event = stored.event;
+                    event.message = id.as_ref().map(|id| names.message(id));
+                    event.content = text.as_deref().map_or(event.content, content_of_text);
+                    What::Event { room, event }
+                }
+            });
+        }
+    }
+    let mut history = recorder.finish();
+    history.store = Some(Store { rooms: stored });
+    let report = check(&history, &Rules::default());
+    let mut demand = Demand::nothing();
+    (demand.least.acked, demand.least.in_place) = (3 * COUNT + 1, 3 * COUNT);
+    assert_eq!(report.verdict(&demand), Verdict::Green, "{report}");
 }

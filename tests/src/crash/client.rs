@@ -4,7 +4,6 @@
 //! Always holds: no wait without an end ([`PATIENCE`]).
 //! Does not: share code with the server, so that both cannot be wrong in the same way.
 
-use super::checker::Event;
 use anyhow::{Context, anyhow, bail, ensure};
 use serde_json::{Value, json};
 use std::net::SocketAddr;
@@ -63,6 +62,11 @@ impl Connection {
         request.headers_mut().insert("sec-websocket-protocol", "banyan.v1.json".parse()?);
         let (socket, _) = tokio_tungstenite::client_async(request, stream).await?;
         Ok(Self { socket, next_id: 1, sends_per_s: 0.0 })
+    }
+
+    /// The id of the next command.
+    pub const fn next_id(&self) -> u64 {
+        self.next_id
     }
 
     /// Sends a command and gives its id.
@@ -147,16 +151,4 @@ pub async fn sign_up(address: SocketAddr, username: &str) -> anyhow::Result<User
     let text =
         |name: &str| user[name].as_str().map(str::to_owned).with_context(|| format!("signup: no {name}"));
     Ok(User { id: text("user")?, token: text("token")? })
-}
-
-/// An event of a push or of a page.
-pub fn event(value: &Value) -> anyhow::Result<Event> {
-    let text = |name: &str| value[name].as_str().map(str::to_owned);
-    Ok(Event {
-        room: text("room").context("an event without room")?,
-        seq: value["seq"].as_u64().context("an event without seq")?,
-        sender: text("sender").context("an event without sender")?,
-        client_msg_id: text("client_msg_id"),
-        text: value["message"]["text"].as_str().map(str::to_owned),
-    })
 }

@@ -2,13 +2,14 @@
 //!
 //! Owns: senders (each send is tried with the same id and `since` until it is answered) and subscribers (each
 //! resumes with `after` and `log`).
-//! Always holds: a sender has at most [`WINDOW`] sends open; what a client was told is in its history.
-//! Does not: judge (`checker`) or kill by its own will: it pulls the trigger that the driver set.
+//! Always holds: a sender has at most [`WINDOW`] sends open; what a client did and was told is recorded.
+//! Does not: judge (`banyan-checker`) or kill by its own will: it pulls the trigger that the driver set.
 
-use super::checker::{Event, Sent, Told};
-use super::client::{self, ConnectError, Connection, User};
+use super::client::{ConnectError, Connection, User};
+use super::recorder::{self, Recorder};
 use crate::random::Random;
 use anyhow::{Context, bail};
+use banyan_checker::{self as checker, Call, Mode, Seq, Session, Start, UnixMs, What};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -83,24 +84,22 @@ impl Trigger {
     }
 }
 
-/// What one sender did.
-#[derive(Debug, Default)]
-pub struct SenderReport {
-    pub sent: Vec<Sent>,
-    /// Sends that were tried more than once.
-    pub retried: u64,
-    /// Retries that the server knew.
-    pub duplicates: u64,
-    /// What must not be answered.
-    pub refused: Vec<String>,
+/// One message that a client wants stored.
+#[derive(Debug, Clone)]
+struct Wanted {
+    room: String,
+    client_msg_id: String,
+    text: String,
+    /// The highest seq or head of the room that the client knew before its first try.
+    since: u64,
+    acked: bool,
 }
 
 /// A send without a definite answer.
 #[derive(Debug, Clone)]
 struct Open {
-    /// Index into `SenderReport::sent`.
+    /// Index into `Sender::wanted`.
     index: usize,
-    since: u64,
     tries: u32,
     not_before: Instant,
 }
@@ -110,69 +109,69 @@ struct Open {
 pub struct Sender {
     pub number: usize,
     pub user: User,
+    pub session: Session,
+    pub recorder: Recorder,
     pub rooms: Vec<String>,
     pub random: Random,
     /// The highest seq or head that this client was told, for `since`.
     pub known: HashMap<String, u64>,
+    wanted: Vec<Wanted>,
+    /// Sends without a definite answer that are not under way.
+    waiting: VecDeque<Open>,
+    /// What was acked long ago and is asked again at the end.
+    again: Option<Vec<usize>>,
 }
 
 impl Sender {
-    /// Sends until told to settle, then settles and asks again for some that were acked long ago.
-    pub async fn run(mut self, mut orders: watch::Receiver<Orders>, trigger: &Trigger) -> SenderReport {
-        let mut report = SenderReport::default();
-        let mut waiting = VecDeque::new();
-        let mut again: Option<Vec<(usize, u64)>> = None;
-        // First tries, to ask again with the very same `since` at the end.
-        let mut since_of = Vec::new();
+    pub fn new(
+        number: usize,
+        user: User,
+        recorder: Recorder,
+        rooms: Vec<String>,
+        random: Random,
+        known: HashMap<String, u64>,
+    ) -> Self {
+        let session = recorder.session(&user.id);
+        let (wanted, waiting) = (Vec::new(), VecDeque::new());
+        Self { number, user, session, recorder, rooms, random, known, wanted, waiting, again: None }
+    }
+
+    /// Sends until told to settle, then settles and asks again for some that were acked long ago. `Err`: it was told
+    /// what must not be said here.
+    pub async fn run(mut self, mut orders: watch::Receiver<Orders>, trigger: &Trigger) -> Result<(), String> {
         loop {
             let now = orders.borrow_and_update().clone();
             if now.phase == Phase::Stop {
-                return report;
+                return Ok(());
             }
             let mut connection = match Connection::open(now.address, &self.user.token).await {
                 Ok(connection) => connection,
                 Err(ConnectError::Refused(why)) => {
-                    report.refused.push(format!("sender {}: its token is refused: {why}", self.number));
-                    return report;
+                    return Err(format!("sender {}: its token is refused: {why}", self.number));
                 }
                 Err(ConnectError::Away(_)) => {
                     sleep(RETRY).await;
                     continue;
                 }
             };
-            let lived = self
-                .life(
-                    &mut connection,
-                    &mut orders,
-                    trigger,
-                    &mut report,
-                    &mut waiting,
-                    &mut since_of,
-                    &mut again,
-                )
-                .await;
+            let on = self.recorder.begin(self.session);
+            let lived = self.life(&mut connection, on, &mut orders, trigger).await;
+            self.recorder.record(on, |_| What::End);
             match lived {
-                Ok(()) => return report,
+                Ok(()) => return Ok(()),
                 Err(Lost::Connection) => sleep(RETRY).await,
-                Err(Lost::Promise(what)) => {
-                    report.refused.push(what);
-                    return report;
-                }
+                Err(Lost::Promise(what)) => return Err(what),
             }
         }
     }
 
-    /// One connection. What is unanswered at its end is in `waiting` again.
-    #[expect(clippy::too_many_arguments, reason = "the state of a client between its connections")]
+    /// One connection. What is unanswered at its end is waiting again.
     async fn life(
         &mut self,
         connection: &mut Connection,
+        on: checker::Connection,
         orders: &mut watch::Receiver<Orders>,
         trigger: &Trigger,
-        report: &mut SenderReport,
-        waiting: &mut VecDeque<Open>,
-        since_of: &mut Vec<u64>,
-        again: &mut Option<Vec<(usize, u64)>>,
     ) -> Result<(), Lost> {
         let mut flying: HashMap<u64, Open> = HashMap::new();
         // Half of the allowed rate: the test is about crashes, not about limits.
@@ -183,38 +182,36 @@ impl Sender {
             if phase == Phase::Stop {
                 return Ok(());
             }
-            if phase == Phase::Load && waiting.is_empty() && flying.len() < WINDOW {
-                waiting.push_back(self.make(report, since_of));
+            if phase == Phase::Load && self.waiting.is_empty() && flying.len() < WINDOW {
+                let open = self.make();
+                self.waiting.push_back(open);
             }
-            if phase != Phase::Load && waiting.is_empty() && flying.is_empty() {
-                let left = again.get_or_insert_with(|| self.sample(report, since_of));
-                let Some((index, since)) = left.pop() else { return Ok(()) };
-                waiting.push_back(Open { index, since, tries: 1, not_before: Instant::now() });
+            if phase != Phase::Load && self.waiting.is_empty() && flying.is_empty() {
+                let Some(index) = self.next_sample() else { return Ok(()) };
+                self.waiting.push_back(Open { index, tries: 1, not_before: Instant::now() });
             }
-            let due = waiting.front().map(|open| open.not_before.max(next_send));
+            let due = self.waiting.front().map(|open| open.not_before.max(next_send));
             tokio::select! {
                 biased;
                 () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() && flying.len() < WINDOW => {
-                    let Some(mut open) = waiting.pop_front() else { continue };
+                    let Some(mut open) = self.waiting.pop_front() else { continue };
                     next_send = Instant::now() + pace;
                     open.tries += 1;
-                    report.retried += u64::from(open.tries == 2);
-                    let sent = &report.sent[open.index];
-                    let body = json!({
-                        "room": sent.room, "client_msg_id": sent.client_msg_id, "since": open.since, "text": sent.text,
-                    });
-                    let asked = connection.ask("send", &body).await;
-                    match asked {
+                    let sent = self.ask(connection, on, &open).await;
+                    match sent {
                         Ok(id) => { flying.insert(id, open); }
-                        Err(_) => { waiting.push_front(open); break Lost::Connection; }
+                        Err(_) => { self.waiting.push_front(open); break Lost::Connection; }
                     }
                 }
                 frame = connection.next() => {
                     let Ok(frame) = frame else { break Lost::Connection };
-                    let Some(open) = frame["id"].as_u64().and_then(|id| flying.remove(&id)) else { continue };
-                    match self.answered(&frame, &open, trigger, report) {
+                    let Some(id) = frame["id"].as_u64() else { continue };
+                    let Some(open) = flying.remove(&id) else { continue };
+                    match self.answered(on, id, &frame, &open, trigger) {
                         Ok(None) => {}
-                        Ok(Some(wait)) => waiting.push_back(Open { not_before: Instant::now() + wait, ..open }),
+                        Ok(Some(wait)) => {
+                            self.waiting.push_back(Open { not_before: Instant::now() + wait, ..open });
+                        }
                         Err(what) => break Lost::Promise(what),
                     }
                 }
@@ -224,77 +221,86 @@ impl Sender {
         let mut unanswered: Vec<(u64, Open)> = flying.into_iter().collect();
         unanswered.sort_by_key(|(id, _)| std::cmp::Reverse(*id));
         for (_, open) in unanswered {
-            waiting.push_front(open);
+            self.waiting.push_front(open);
         }
         Err(ended)
     }
 
-    fn make(&mut self, report: &mut SenderReport, since_of: &mut Vec<u64>) -> Open {
-        let index = report.sent.len();
+    async fn ask(
+        &self,
+        connection: &mut Connection,
+        on: checker::Connection,
+        open: &Open,
+    ) -> anyhow::Result<u64> {
+        let Wanted { room, client_msg_id, text, since, .. } = &self.wanted[open.index];
+        self.recorder.record(on, |names| What::Send {
+            call: Call(connection.next_id()),
+            room: names.room(room),
+            message: names.message(client_msg_id),
+            since: Some(Seq(*since)),
+            content: recorder::content_of_text(text),
+        });
+        let body = json!({ "room": room, "client_msg_id": client_msg_id, "since": since, "text": text });
+        connection.ask("send", &body).await
+    }
+
+    fn make(&mut self) -> Open {
+        let index = self.wanted.len();
         let room =
             self.rooms[usize::try_from(self.random.below(self.rooms.len() as u64)).unwrap_or(0)].clone();
         let since = self.known.get(&room).copied().unwrap_or(0);
         let client_msg_id = format!("c{}-{index}", self.number);
         let filler = "x".repeat(usize::try_from(self.random.below(400)).unwrap_or(0));
         let text = format!("{client_msg_id} {:016x} {filler}", self.random.next_u64());
-        report.sent.push(Sent { room, client_msg_id, sender: self.user.id.clone(), text, acks: Vec::new() });
-        since_of.push(since);
-        Open { index, since, tries: 0, not_before: Instant::now() }
+        self.wanted.push(Wanted { room, client_msg_id, text, since, acked: false });
+        Open { index, tries: 0, not_before: Instant::now() }
     }
 
-    /// Up to 20 sends that were acked at any time, to be asked again with the `since` of their first try.
-    fn sample(&mut self, report: &SenderReport, since_of: &[u64]) -> Vec<(usize, u64)> {
-        let n = report.sent.len() as u64;
-        let mut chosen: Vec<usize> =
-            (0..20.min(n)).filter_map(|_| usize::try_from(self.random.below(n)).ok()).collect();
-        chosen.retain(|index| !report.sent[*index].acks.is_empty());
-        chosen.sort_unstable();
-        chosen.dedup();
-        chosen.into_iter().map(|index| (index, since_of[index])).collect()
+    /// One of up to 20 sends that were acked at any time, to be asked again with the `since` of their first try.
+    fn next_sample(&mut self) -> Option<usize> {
+        if self.again.is_none() {
+            let n = self.wanted.len() as u64;
+            let mut chosen: Vec<usize> =
+                (0..20.min(n)).filter_map(|_| usize::try_from(self.random.below(n)).ok()).collect();
+            chosen.retain(|index| self.wanted[*index].acked);
+            chosen.sort_unstable();
+            chosen.dedup();
+            self.again = Some(chosen);
+        }
+        self.again.as_mut().and_then(Vec::pop)
     }
 
     /// Takes a reply in. `Some(wait)`: nothing is known, try again after the wait. `Err`: it must not be answered so.
     fn answered(
         &mut self,
+        on: checker::Connection,
+        id: u64,
         frame: &Value,
         open: &Open,
         trigger: &Trigger,
-        report: &mut SenderReport,
     ) -> Result<Option<Duration>, String> {
-        let sent = &mut report.sent[open.index];
+        let call = Call(id);
+        let wanted = &mut self.wanted[open.index];
+        let (room, message) = (&wanted.room, &wanted.client_msg_id);
         if let Some(error) = frame.get("error") {
+            let code = recorder::code(error).ok_or_else(|| format!("an error without a code: {frame}"))?;
+            self.recorder.record(on, |_| What::Refused { call, room: None, code });
             let wait = Duration::from_millis(error["retry_after_ms"].as_u64().unwrap_or(50).min(5_000));
-            return match error["code"].as_u64() {
-                Some(100 | 108 | 111 | 112) => Ok(Some(wait)),
+            return match code {
+                100 | 108 | 111 | 112 => Ok(Some(wait)),
                 // Too long ago to be known is an honest answer for what was acked already.
-                Some(113) if !sent.acks.is_empty() => Ok(None),
-                _ => Err(format!(
-                    "{}: {} (try {}) was refused: {error}",
-                    sent.room, sent.client_msg_id, open.tries
-                )),
+                113 if wanted.acked => Ok(None),
+                _ => Err(format!("{room}: {message} (try {}) was refused: {error}", open.tries)),
             };
         }
         let reply = &frame["send"];
-        let Some(seq) = reply["seq"].as_u64() else {
-            return Err(format!("{}: {} was answered without a seq: {frame}", sent.room, sent.client_msg_id));
+        let (Some(seq), Some(at)) = (reply["seq"].as_u64(), reply["at"].as_u64()) else {
+            return Err(format!("{room}: {message} was answered without seq and time: {frame}"));
         };
         let duplicate = reply["duplicate"].as_bool().unwrap_or(false);
-        report.duplicates += u64::from(duplicate);
-        // Tries are counted before the send, so a first try has 1.
-        if duplicate && open.tries < 2 {
-            return Err(format!(
-                "{}: {} is called a duplicate at its first try",
-                sent.room, sent.client_msg_id
-            ));
-        }
-        if !duplicate && !sent.acks.is_empty() {
-            return Err(format!(
-                "{}: {} was acked as {} before, and now as new at {seq}",
-                sent.room, sent.client_msg_id, sent.acks[0]
-            ));
-        }
-        sent.acks.push(seq);
-        let known = self.known.entry(sent.room.clone()).or_default();
+        self.recorder.record(on, |_| What::Sent { call, seq: Seq(seq), at: UnixMs(at), duplicate });
+        wanted.acked = true;
+        let known = self.known.entry(wanted.room.clone()).or_default();
         *known = seq.max(*known);
         trigger.ack();
         Ok(None)
@@ -307,19 +313,13 @@ enum Lost {
     Promise(String),
 }
 
-/// What one subscriber saw.
-#[derive(Debug, Default)]
-pub struct SubscriberReport {
-    pub told: Vec<Told>,
-    pub resumes: u64,
-    pub refused: Vec<String>,
-}
-
 /// One listening client, live in all rooms.
 #[derive(Debug)]
 pub struct Subscriber {
     pub number: usize,
     pub user: User,
+    pub session: Session,
+    pub recorder: Recorder,
     pub rooms: Vec<String>,
 }
 
@@ -331,34 +331,31 @@ struct Place {
 }
 
 impl Subscriber {
-    /// Listens through all lives, until it has reached the heads that the driver names.
-    pub async fn run(self, mut orders: watch::Receiver<Orders>) -> SubscriberReport {
-        let mut report = SubscriberReport::default();
+    /// Listens through all lives, until it has reached the heads that the driver names. `Err`: it was told what must
+    /// not be said here.
+    pub async fn run(self, mut orders: watch::Receiver<Orders>) -> Result<(), String> {
         let mut places: BTreeMap<String, Place> = BTreeMap::new();
         for room in &self.rooms {
             places.insert(room.clone(), Place::default());
-            report.told.push(Told::Start { room: room.clone(), seq: 0 });
         }
         loop {
             let now = orders.borrow_and_update().clone();
             if done(&now.phase, &places) {
-                return report;
+                return Ok(());
             }
             match Connection::open(now.address, &self.user.token).await {
                 Ok(mut connection) => {
-                    report.resumes += 1;
-                    match self.life(&mut connection, &mut orders, &mut places, &mut report).await {
-                        Ok(()) => return report,
-                        Err(error) if error.is::<Broken>() => {
-                            report.refused.push(error.to_string());
-                            return report;
-                        }
+                    let on = self.recorder.begin(self.session);
+                    let lived = self.life(&mut connection, on, &mut orders, &mut places).await;
+                    self.recorder.record(on, |_| What::End);
+                    match lived {
+                        Ok(()) => return Ok(()),
+                        Err(error) if error.is::<Broken>() => return Err(error.to_string()),
                         Err(_) => {}
                     }
                 }
                 Err(ConnectError::Refused(why)) => {
-                    report.refused.push(format!("subscriber {}: its token is refused: {why}", self.number));
-                    return report;
+                    return Err(format!("subscriber {}: its token is refused: {why}", self.number));
                 }
                 Err(ConnectError::Away(_)) => {}
             }
@@ -370,9 +367,9 @@ impl Subscriber {
     async fn life(
         &self,
         connection: &mut Connection,
+        on: checker::Connection,
         orders: &mut watch::Receiver<Orders>,
         places: &mut BTreeMap<String, Place>,
-        report: &mut SubscriberReport,
     ) -> anyhow::Result<()> {
         let rooms: Vec<Value> = places
             .iter()
@@ -381,6 +378,17 @@ impl Subscriber {
                 None => json!({ "room": room, "after": place.last }),
             })
             .collect();
+        let call = Call(connection.next_id());
+        for (room, place) in &*places {
+            let log = place.log.as_ref().map(|log| recorder::log(&json!({ "log": log }))).transpose()?;
+            let start = Start::After { seq: Seq(place.last), log };
+            self.recorder.record(on, |names| What::Subscribe {
+                call,
+                room: names.room(room),
+                start,
+                mode: Mode::Live,
+            });
+        }
         let id = connection.ask("subscribe", &json!({ "rooms": rooms })).await?;
         loop {
             if done(&orders.borrow().phase, places) {
@@ -393,19 +401,14 @@ impl Subscriber {
             if frame["id"].as_u64() == Some(id) {
                 let rooms = frame["subscribe"]["rooms"].as_array().with_context(|| self.broken(&frame))?;
                 for room in rooms {
-                    self.subscribed(room, places, report)?;
+                    self.subscribed(on, call, room, places)?;
                 }
             } else if let Some(room) = frame.get("subscribed") {
-                self.subscribed(room, places, report)?;
+                self.subscribed(on, call, room, places)?;
             } else if let Some(pushed) = frame.get("event") {
-                let event: Event = client::event(pushed)?;
-                if let Some(place) = places.get_mut(&event.room) {
-                    place.last = event.seq.max(place.last);
-                }
-                report.told.push(Told::Event(event));
+                self.event(on, pushed, places).with_context(|| self.broken(&frame))?;
             } else if let Some(gap) = frame.get("gap") {
-                let room = gap["room"].as_str().with_context(|| self.broken(&frame))?;
-                self.gap(room, gap, places, report)?;
+                self.gap(on, gap, places)?;
             } else if frame.get("unsubscribed").is_some() || frame.get("room_gone").is_some() {
                 bail!(self.broken(&frame));
             }
@@ -416,51 +419,71 @@ impl Subscriber {
         Broken(format!("subscriber {} was told {frame}", self.number))
     }
 
+    fn event(
+        &self,
+        on: checker::Connection,
+        pushed: &Value,
+        places: &mut BTreeMap<String, Place>,
+    ) -> anyhow::Result<()> {
+        self.recorder.try_record(on, |names| {
+            let (room, event) = recorder::event(names, pushed)?;
+            Ok(What::Event { room, event })
+        })?;
+        let place = pushed["room"].as_str().and_then(|room| places.get_mut(room));
+        if let Some((place, seq)) = place.zip(pushed["seq"].as_u64()) {
+            place.last = seq.max(place.last);
+        }
+        Ok(())
+    }
+
     fn gap(
         &self,
-        room: &str,
+        on: checker::Connection,
         gap: &Value,
         places: &mut BTreeMap<String, Place>,
-        report: &mut SubscriberReport,
     ) -> anyhow::Result<()> {
-        let (Some(from), Some(to)) = (gap["from"].as_u64(), gap["to"].as_u64()) else {
-            bail!(self.broken(gap))
-        };
+        let room = gap["room"].as_str().with_context(|| self.broken(gap))?;
+        let (from, to) = (recorder::seq(gap, "from")?, recorder::seq(gap, "to")?);
+        let expired = gap["expired"].as_bool() == Some(true);
+        self.recorder.record(on, |names| What::Gap { room: names.room(room), from, to, expired });
         if let Some(place) = places.get_mut(room) {
-            place.last = to.max(place.last);
+            place.last = to.0.max(place.last);
         }
-        report.told.push(Told::Gap { room: room.to_owned(), from, to });
         Ok(())
     }
 
     fn subscribed(
         &self,
+        on: checker::Connection,
+        call: Call,
         reply: &Value,
         places: &mut BTreeMap<String, Place>,
-        report: &mut SubscriberReport,
     ) -> anyhow::Result<()> {
         if reply["pending"].as_bool() == Some(true) {
             return Ok(()); // finished by a push
         }
-        if let Some(code) = reply["error"]["code"].as_u64() {
+        let room = reply["room"].as_str().with_context(|| self.broken(reply))?;
+        if let Some(error) = reply.get("error") {
+            let code = recorder::code(error).with_context(|| self.broken(reply))?;
+            self.recorder.record(on, |names| What::Refused { call, room: Some(names.room(room)), code });
             // Not there yet is no broken promise: come again.
             anyhow::ensure!(!matches!(code, 100 | 108 | 111 | 112), "later");
             bail!(self.broken(reply));
         }
-        let room = reply["room"].as_str().with_context(|| self.broken(reply))?;
-        let log = reply["log"].as_str().with_context(|| self.broken(reply))?;
+        let told = recorder::subscribed(reply).with_context(|| self.broken(reply))?;
+        let what = Box::new(told);
+        self.recorder.record(on, |names| What::Subscribed { call, room: names.room(room), reply: what });
         let place = places.get_mut(room).with_context(|| self.broken(reply))?;
-        let other_log = place.log.as_deref().is_some_and(|known| known != log);
-        if other_log || reply["reset"].as_bool() == Some(true) {
-            report.told.push(Told::Reset { room: room.to_owned() });
+        let log = reply["log"].as_str().map(str::to_owned);
+        if place.log.is_some() && place.log != log || told.reset {
             bail!(Broken(format!(
                 "subscriber {}: {room} is another log after a restart: {reply}",
                 self.number
             )));
         }
-        place.log = Some(log.to_owned());
-        if let Some(gap) = reply.get("gap") {
-            self.gap(room, gap, places, report)?;
+        place.log = log;
+        if let Some(gap) = told.gap {
+            place.last = gap.to.0.max(place.last);
         }
         Ok(())
     }
