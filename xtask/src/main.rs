@@ -45,6 +45,9 @@ enum Task {
     /// Kills the server under load and checks that nothing acked is lost
     #[command(disable_help_flag = true)]
     Crash(Rest),
+    /// Simulates the whole cluster over its cores, seed by seed, and checks what its clients saw
+    #[command(disable_help_flag = true)]
+    Sim(Rest),
     /// Runs the load generator, built for release
     #[command(disable_help_flag = true)]
     Bench(Rest),
@@ -118,6 +121,11 @@ fn start(task: Task) -> anyhow::Result<bool> {
             // The server first: the test binary looks for it beside itself.
             pass_on(workspace.cargo().args(["build", "--package", "banyan"]))?;
             let arguments = ["run", "--quiet", "--package", "banyan-tests", "--bin", "crash", "--"];
+            pass_on(workspace.cargo().args(arguments).args(rest.arguments))
+        }
+        Task::Sim(rest) => {
+            let arguments =
+                ["run", "--quiet", "--profile", "sweep", "--package", "banyan-sim", "--bin", "sim", "--"];
             pass_on(workspace.cargo().args(arguments).args(rest.arguments))
         }
         Task::Bench(rest) => {

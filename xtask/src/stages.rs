@@ -55,6 +55,12 @@ const STAGES: &[Stage] = &[
         run: |c, log| packages(c, log, |p| p != "xtask" && p != E2E),
     },
     Stage {
+        name: "sim",
+        about: "the simulated cluster: fixed seeds, a few random ones",
+        needs: &[],
+        run: |c, log| one(sim(c, log)),
+    },
+    Stage {
         name: "autobahn",
         about: "WebSocket conformance",
         needs: &[Tool::Python],
@@ -128,6 +134,12 @@ fn licences(c: &mut Context<'_>, log: &Log) -> anyhow::Result<()> {
 
 fn clippy(c: &mut Context<'_>, log: &Log) -> anyhow::Result<()> {
     let arguments = ["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"];
+    log.run(c.workspace.cargo().args(arguments))
+}
+
+/// With the build of all tests: a faster one would take longer to build than it saves.
+fn sim(c: &mut Context<'_>, log: &Log) -> anyhow::Result<()> {
+    let arguments = ["run", "--quiet", "--locked", "--package", "banyan-sim", "--bin", "sim", "--", "--ci"];
     log.run(c.workspace.cargo().args(arguments))
 }
 

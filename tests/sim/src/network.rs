@@ -1,0 +1,220 @@
+//! Links between gateways and nodes, and the connections of clients: bytes and messages in order, until they break.
+//!
+//! Owns: what is on the way. Always holds: what arrives on one life of a link or connection arrives in the order in which it
+//! was sent and without holes; a life that is over never comes back.
+//! Does not: know what is in a message, nor who must be told: the world asks and tells.
+
+use std::collections::VecDeque;
+
+use banyan_proto::link::{FromShard, ToShard};
+
+use crate::schedule::Time;
+
+/// Towards the node, or towards the gateway.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Way {
+    Up = 0,
+    Down = 1,
+}
+
+/// A batch on a link. The lane tells the gateway's worker (0) from its backend (1): each is a link of its own to the node.
+#[derive(Debug)]
+pub enum Batch {
+    ToShard { lane: u8, messages: Vec<ToShard> },
+    FromShard { lane: u8, messages: Vec<FromShard> },
+}
+
+/// One connection between a gateway and a node, life after life.
+#[derive(Debug, Default)]
+pub struct Link {
+    /// Number of its life; what belongs to an earlier one is void.
+    pub life: u32,
+    /// Whether each end believes that it is there: the gateway's, the node's.
+    pub gateway_end: bool,
+    pub node_end: bool,
+    pub gateway_run: u32,
+    pub node_run: u32,
+    /// A connect is under way.
+    pub connecting: bool,
+    pub cut: [bool; 2],
+    queues: [VecDeque<Batch>; 2],
+    /// Arrivals that a cut holds back.
+    pub owed: [u32; 2],
+    last_at: [Time; 2],
+    /// The node was told that the link is full, by lane.
+    pub full: [bool; 2],
+}
+
+impl Link {
+    pub fn begin(&mut self, gateway_run: u32, node_run: u32) -> u32 {
+        self.end();
+        self.gateway_end = true;
+        self.node_end = true;
+        (self.gateway_run, self.node_run) = (gateway_run, node_run);
+        self.life
+    }
+
+    /// What was on it is gone.
+    pub fn end(&mut self) {
+        self.life += 1;
+        self.gateway_end = false;
+        self.node_end = false;
+        for way in [0, 1] {
+            self.queues[way].clear();
+            self.owed[way] = 0;
+            self.full[way] = false;
+        }
+    }
+
+    /// Puts a batch on its way; when it will arrive.
+    pub fn put(&mut self, way: Way, batch: Batch, at: Time) -> Time {
+        let way = way as usize;
+        self.queues[way].push_back(batch);
+        self.last_at[way] = self.last_at[way].max(at);
+        self.last_at[way]
+    }
+
+    pub fn take(&mut self, way: Way) -> Option<Batch> {
+        self.queues[way as usize].pop_front()
+    }
+
+    pub fn waiting(&self, way: Way) -> usize {
+        self.queues[way as usize].len()
+    }
+}
+
+/// A client's connection.
+#[derive(Debug)]
+pub struct Tcp {
+    pub client: u16,
+    pub gateway: u8,
+    pub gateway_run: u32,
+    /// Its number in the gateway's core, once accepted.
+    pub index: Option<u32>,
+    /// Number in the history.
+    pub number: u32,
+    pub client_open: bool,
+    pub gateway_open: bool,
+    /// Nothing goes through towards the gateway, towards the client.
+    pub cut: [bool; 2],
+    up: VecDeque<Vec<u8>>,
+    down: VecDeque<u8>,
+    /// Bytes that have arrived at the client's socket and are not read.
+    pub arrived: usize,
+    /// Bytes that the gateway may put into the socket before it is full.
+    pub capacity: usize,
+    /// The gateway was told that it is full.
+    pub full: bool,
+    pub slow: bool,
+    /// Arrivals at the gateway that it does not read for now.
+    pub paused: u32,
+    pub owed: [u32; 2],
+    pub last_at: [Time; 2],
+    /// Bytes put since the last arrival was planned.
+    fresh: usize,
+    arrivals: VecDeque<usize>,
+}
+
+impl Tcp {
+    pub fn new(client: u16, gateway: u8, gateway_run: u32, number: u32, capacity: usize) -> Self {
+        Self {
+            client,
+            gateway,
+            gateway_run,
+            index: None,
+            number,
+            client_open: true,
+            gateway_open: true,
+            cut: [false; 2],
+            up: VecDeque::new(),
+            down: VecDeque::new(),
+            arrived: 0,
+            capacity,
+            full: false,
+            slow: false,
+            paused: 0,
+            owed: [0; 2],
+            last_at: [0; 2],
+            fresh: 0,
+            arrivals: VecDeque::new(),
+        }
+    }
+
+    /// From the client; when it arrives, not before what was sent earlier.
+    pub fn put_up(&mut self, bytes: Vec<u8>, at: Time) -> Time {
+        self.up.push_back(bytes);
+        self.last_at[0] = self.last_at[0].max(at);
+        self.last_at[0]
+    }
+
+    pub fn take_up(&mut self) -> Option<Vec<u8>> {
+        self.up.pop_front()
+    }
+
+    /// From the gateway: as much as the socket takes.
+    pub fn put_down(&mut self, bytes: &[u8]) -> usize {
+        let space = self.capacity.saturating_sub(self.down.len());
+        let taken = space.min(bytes.len());
+        self.down.extend(&bytes[..taken]);
+        self.fresh += taken;
+        self.full = taken < bytes.len();
+        taken
+    }
+
+    /// Plans the arrival of what was put since the last time.
+    pub fn ship(&mut self, at: Time) -> Option<Time> {
+        if self.fresh == 0 {
+            return None;
+        }
+        self.arrivals.push_back(std::mem::take(&mut self.fresh));
+        self.last_at[1] = self.last_at[1].max(at);
+        Some(self.last_at[1])
+    }
+
+    pub fn arrive_down(&mut self) {
+        self.arrived += self.arrivals.pop_front().unwrap_or_default();
+    }
+
+    /// The client reads at most so many bytes.
+    pub fn read_down(&mut self, most: usize, into: &mut Vec<u8>) {
+        let count = self.arrived.min(most);
+        into.extend(self.down.drain(..count));
+        self.arrived -= count;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_socket_takes_what_it_has_space_for() {
+        let mut tcp = Tcp::new(0, 0, 0, 0, 10);
+        assert_eq!(tcp.put_down(&[1; 8]), 8);
+        assert!(!tcp.full);
+        assert_eq!(tcp.put_down(&[2; 8]), 2);
+        assert!(tcp.full);
+        assert_eq!(tcp.ship(5), Some(5));
+        assert_eq!(tcp.ship(6), None);
+        let mut read = Vec::new();
+        tcp.read_down(100, &mut read);
+        assert!(read.is_empty());
+        tcp.arrive_down();
+        tcp.read_down(4, &mut read);
+        tcp.read_down(100, &mut read);
+        assert_eq!(read, [1, 1, 1, 1, 1, 1, 1, 1, 2, 2]);
+        assert_eq!(tcp.put_down(&[3; 10]), 10);
+    }
+
+    #[test]
+    fn a_link_keeps_its_order_and_forgets_with_its_life() {
+        let mut link = Link::default();
+        let life = link.begin(1, 1);
+        assert_eq!(link.put(Way::Up, Batch::ToShard { lane: 0, messages: Vec::new() }, 9), 9);
+        assert_eq!(link.put(Way::Up, Batch::ToShard { lane: 1, messages: Vec::new() }, 5), 9);
+        assert!(matches!(link.take(Way::Up), Some(Batch::ToShard { lane: 0, .. })));
+        link.end();
+        assert!(link.take(Way::Up).is_none() && link.life > life);
+    }
+}

@@ -1,0 +1,91 @@
+//! One run of a plan, and what the checker says of it.
+
+use std::cell::RefCell;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Once;
+
+use banyan_checker::{Report, Rules, check};
+
+use crate::coverage::Coverage;
+use crate::plan::Plan;
+use crate::record::Recorder;
+use crate::schedule::Time;
+use crate::world::World;
+
+/// What a run came to.
+#[derive(Debug)]
+pub struct Finished {
+    pub inputs: u64,
+    pub trace: u64,
+    pub owner_changes: u64,
+    pub coverage: Coverage,
+    pub report: Report,
+    pub failure: Option<Failure>,
+    /// Simulated.
+    pub ended: Time,
+    /// If asked for.
+    pub timeline: Vec<(Time, String)>,
+}
+
+/// What was found, in which words, and when.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    /// Of the promise or the kind of failure: what a smaller plan must fail with too.
+    pub what: String,
+    pub words: String,
+    pub at: Time,
+}
+
+thread_local! {
+    /// Words and place of the last panic on this thread.
+    static PANIC: RefCell<Option<String>> = const { RefCell::new(None) };
+}
+
+/// Panics of cores are findings: they are kept for the report and not printed where they happen.
+fn catch_quietly(work: impl FnOnce()) -> Option<String> {
+    static HOOK: Once = Once::new();
+    HOOK.call_once(|| {
+        std::panic::set_hook(Box::new(|info| PANIC.set(Some(info.to_string()))));
+    });
+    let result = catch_unwind(AssertUnwindSafe(work));
+    result.err().map(|_| PANIC.take().unwrap_or_else(|| "a panic without words".to_owned()))
+}
+
+/// Runs a plan to its end (or to `until`) and judges it.
+pub fn run(plan: Plan, with_timeline: bool, until: Time) -> Finished {
+    let mut world = World::new(plan);
+    if with_timeline {
+        world.recorder.timeline = Some(Vec::new());
+    }
+    // A panic of a core is a finding like any other; what it left behind is only looked at.
+    let panicked = catch_quietly(|| while world.now() <= until && world.step() {});
+    let panicked = panicked.map(|words| Failure { what: "panic".to_owned(), words, at: world.now() });
+    let outcome = world.finish();
+    let rules = Rules::default();
+    let Recorder { history, timeline, .. } = outcome.recorder;
+    let report = check(&history, &rules);
+    let failure = panicked.or_else(|| {
+        let seen = outcome.wrong.map(|(at, words)| Failure {
+            what: words.split(':').next().unwrap_or_default().to_owned(),
+            words,
+            at,
+        });
+        seen.or_else(|| {
+            report.first().map(|violation| Failure {
+                what: violation.promise.to_string(),
+                words: violation.to_string(),
+                at: violation.at.map_or(outcome.ended, |at| at.0),
+            })
+        })
+    });
+    Finished {
+        inputs: outcome.inputs,
+        trace: outcome.trace,
+        owner_changes: outcome.owner_changes,
+        coverage: outcome.coverage,
+        report,
+        failure,
+        ended: outcome.ended,
+        timeline: timeline.unwrap_or_default(),
+    }
+}
