@@ -48,12 +48,17 @@ pub(crate) struct View {
     pub(crate) ends: Vec<Seq>,
     /// Seqs at which something of this user's membership changed, ascending.
     pub(crate) changes: Vec<Seq>,
+    /// The first join was no event, and the member's row has been written again since for a later return: it lies
+    /// somewhere at or below this seq, where the first absence began.
+    pub(crate) joined_by: Option<Seq>,
     /// Never in the room.
     pub(crate) stranger: bool,
 }
 
-static EVERYTHING: View = View { out: Vec::new(), ends: Vec::new(), changes: Vec::new(), stranger: false };
-static NOTHING: View = View { out: Vec::new(), ends: Vec::new(), changes: Vec::new(), stranger: true };
+static EVERYTHING: View =
+    View { out: Vec::new(), ends: Vec::new(), changes: Vec::new(), joined_by: None, stranger: false };
+static NOTHING: View =
+    View { out: Vec::new(), ends: Vec::new(), changes: Vec::new(), joined_by: None, stranger: true };
 
 impl View {
     pub(crate) fn sees(&self, seq: Seq) -> bool {
@@ -97,7 +102,7 @@ impl View {
 
     pub(crate) fn changed_within(&self, above: Seq, through: Seq) -> bool {
         let at = self.changes.partition_point(|seq| *seq <= above);
-        self.changes.get(at).is_some_and(|seq| *seq <= through)
+        self.changes.get(at).is_some_and(|seq| *seq <= through) || self.joined_by.is_some_and(|by| above < by)
     }
 }
 
@@ -193,6 +198,9 @@ fn views(stored: &StoredRoom) -> Map<User, View> {
         let event = &row.event;
         let Some(user) = event.kind.concerns(event.sender) else { continue };
         let view = views.entry(user).or_default();
+        if view.changes.is_empty() && !matches!(event.kind, Kind::Created | Kind::Joined(_)) {
+            view.joined_by = Some(event.seq);
+        }
         view.changes.push(event.seq);
         match event.kind {
             Kind::Left(_) | Kind::Removed(_) if !view.is_out() => {
@@ -249,6 +257,10 @@ impl View {
         self.ends.extend(known.iter().map(|(left, _)| *left).chain(row.left));
         self.ends.sort_unstable();
         self.ends.dedup();
+        if self.changes.is_empty() {
+            // No event tells of this user at all.
+            self.joined_by = known.first().map(|(left, _)| *left);
+        }
         let bounds = known.iter().flat_map(|(left, joined)| [*left, *joined]);
         self.changes.extend(bounds.chain(row.left).chain([row.joined, row.changed]));
         self.changes.sort_unstable();
@@ -277,6 +289,27 @@ mod tests {
         assert_eq!(view.first_visible(Seq(5), Seq(9)), None);
         assert_eq!(view.first_visible(Seq(5), Seq(10)), Some(Seq(10)));
         assert_eq!(view.first_visible(Seq(21), Seq(30)), None);
+    }
+
+    /// Its row is written anew by a later return, and then tells of the first join no longer (found by the simulator).
+    #[test]
+    fn a_first_join_without_an_event_lies_anywhere_before_the_first_absence() {
+        let mut quiet = View::default();
+        let row = MemberRow {
+            user: User(1),
+            role: 1,
+            joined: Seq(116),
+            left: None,
+            out: vec![(Seq(97), Seq(116))],
+            changed: Seq(116),
+            marks: Default::default(),
+        };
+        quiet.take(&row);
+        assert!(quiet.changed_within(Seq(38), Seq(45)), "it may have joined then");
+        assert!(!quiet.changed_within(Seq(97), Seq(115)));
+        let mut told = View { changes: vec![Seq(2)], ..View::default() };
+        told.take(&row);
+        assert!(!told.changed_within(Seq(38), Seq(45)), "an event told of its join");
     }
 
     #[test]
