@@ -59,6 +59,15 @@ impl Slot {
         self.check(Input::Owners(Ok(all)), want)
     }
 
+    /// It is told to take what `old` says is another's, and that owner is gone: it sends the fence.
+    #[track_caller]
+    fn fences_the_owner(&mut self, old: SlotKey) -> &mut Self {
+        let incarnation = old.incarnation;
+        self.check(Input::Key(Some(old)), &[])
+            .check(Input::Take, &[Action::ReadNode { incarnation }])
+            .check(Input::Node { incarnation, gone: Ok(true) }, &[Action::WriteFence { incarnation }])
+    }
+
     /// A slot that nobody has owned, taken by `me` at epoch 1.
     fn serving(me: &Peer) -> Self {
         let mut slot = Self::new(me.clone());
@@ -99,12 +108,7 @@ fn a_takeover_fences_an_owner_that_is_gone_before_it_claims() {
     let old = key(&a(), 4, None);
     let new = key(&b(), 5, Some(tenure(&a(), 4)));
     let mut slot = Slot::new(b());
-    slot.check(Input::Key(Some(old.clone())), &[])
-        .check(Input::Take, &[Action::ReadNode { incarnation: a().incarnation }])
-        .check(
-            Input::Node { incarnation: a().incarnation, gone: Ok(true) },
-            &[Action::WriteFence { incarnation: a().incarnation }],
-        )
+    slot.fences_the_owner(old.clone())
         .check(
             Input::FenceWritten { incarnation: a().incarnation, result: Ok(()) },
             &[Action::Cas { expect: Some(old), new }],
@@ -131,12 +135,7 @@ fn nobody_is_fenced_whose_node_key_is_there_or_may_be() {
 #[test]
 fn a_fence_that_may_not_be_complete_is_no_ground_for_a_claim() {
     let mut slot = Slot::new(b());
-    slot.check(Input::Key(Some(key(&a(), 4, None))), &[])
-        .check(Input::Take, &[Action::ReadNode { incarnation: a().incarnation }])
-        .check(
-            Input::Node { incarnation: a().incarnation, gone: Ok(true) },
-            &[Action::WriteFence { incarnation: a().incarnation }],
-        )
+    slot.fences_the_owner(key(&a(), 4, None))
         .check(Input::FenceWritten { incarnation: a().incarnation, result: Err(Failed) }, &[]);
     assert_eq!(slot.machine.standing(), Standing::Idle);
 }
@@ -144,12 +143,7 @@ fn a_fence_that_may_not_be_complete_is_no_ground_for_a_claim() {
 #[test]
 fn a_lost_claim_begins_again_with_the_new_owner() {
     let mut slot = Slot::new(c());
-    slot.check(Input::Key(Some(key(&a(), 4, None))), &[])
-        .check(Input::Take, &[Action::ReadNode { incarnation: a().incarnation }])
-        .check(
-            Input::Node { incarnation: a().incarnation, gone: Ok(true) },
-            &[Action::WriteFence { incarnation: a().incarnation }],
-        );
+    slot.fences_the_owner(key(&a(), 4, None));
     let mut out = Vec::new();
     slot.machine.handle(0, Input::FenceWritten { incarnation: a().incarnation, result: Ok(()) }, &mut out);
     let current = key(&b(), 5, Some(tenure(&a(), 4)));
@@ -164,12 +158,7 @@ fn a_claim_of_unknown_outcome_that_applied_is_opened_in_full() {
     let old = key(&a(), 4, None);
     let new = key(&b(), 5, Some(tenure(&a(), 4)));
     let mut slot = Slot::new(b());
-    slot.check(Input::Key(Some(old.clone())), &[])
-        .check(Input::Take, &[Action::ReadNode { incarnation: a().incarnation }])
-        .check(
-            Input::Node { incarnation: a().incarnation, gone: Ok(true) },
-            &[Action::WriteFence { incarnation: a().incarnation }],
-        )
+    slot.fences_the_owner(old.clone())
         .check(
             Input::FenceWritten { incarnation: a().incarnation, result: Ok(()) },
             &[Action::Cas { expect: Some(old), new: new.clone() }],
