@@ -19,16 +19,17 @@ use banyan_gateway::aside::Aside;
 use banyan_gateway::backend::{self, Backend};
 use banyan_gateway::clock;
 use banyan_gateway::http::{self, Page};
-use banyan_gateway::worker::{self, Deps, Door};
+use banyan_gateway::local::ToWorker;
+use banyan_gateway::worker::{self, Deps, Door, Route, Way};
 use banyan_gateway::{handover, listener, tls};
 use banyan_gateway_core::bucket::{Buckets, Rate};
 use banyan_gateway_core::command;
 use banyan_gateway_core::forwarded::IpNet;
 use banyan_gateway_core::head::{self, Origins};
-use banyan_proto::id::{Incarnation, SlotId, Tenure};
+use banyan_proto::id::{Epoch, Incarnation, SlotId, Tenure};
 use banyan_proto::link::LinkId;
 use banyan_router::local::{self, Local, Step};
-use banyan_router::{SlotCount, slot_of, worker_of};
+use banyan_router::{SlotCount, slot_of};
 use banyan_shard::End;
 use banyan_storage::embedded::{self, Embedded, OpenError};
 use banyan_storage::log_store::SlotOwner;
@@ -81,9 +82,23 @@ pub(crate) struct Node {
     stop_backend: CancellationToken,
 }
 
-/// The slot of a room or user channel.
+/// The slot of a room or user channel, were there as many as there can be.
 fn slot(room: &str) -> u16 {
-    slot_of(room, SlotCount::DEFAULT).0
+    slot_of(room, SlotCount::MAX).0
+}
+
+/// One process that owns every slot: a link to each of its workers, said once and for ever.
+fn local_routes(owners: &banyan_shard::Handle, epoch: Epoch) -> worker::Routes {
+    let ways = (0..owners.workers())
+        .map(|worker| Arc::new(ToWorker { handle: owners.clone(), worker }) as Arc<dyn Way>)
+        .collect();
+    let slots = SlotCount::DEFAULT.get();
+    let known = (0..slots)
+        // At most 65,536.
+        .map(|slot| SlotId(slot as u16))
+        .map(|slot| Route { slot, epoch, link: u16::try_from(owners.worker_of_slot(slot)).ok() })
+        .collect();
+    worker::Routes { slots, slot_of: slot, links: owners.workers(), ways, known, unknown_owners: None }
 }
 
 impl Node {
@@ -105,9 +120,11 @@ impl Node {
             (0..workers).map(|_| mpsc::channel(QUEUE)).unzip();
         let mut inboxes = inboxes.into_iter();
 
+        let tenure = begin_run(&*log, &config.server.node_id).await?;
         let mut shard_options = banyan_shard::Options {
             workers,
-            tenure: begin_run(&*log, &config.server.node_id).await?,
+            incarnation: tenure.incarnation,
+            all_slots: Some(tenure.epoch),
             open_rooms: config.rooms.open_rooms as usize,
             idle: config.rooms.idle_close,
             drain_deadline: config.server.drain_deadline / 2,
@@ -115,13 +132,8 @@ impl Node {
         };
         shard_options.room.members = u64::from(config.rooms.max_members);
         shard_options.room.lazy_public = config.rooms.lazy == Lazy::Public;
-        let routes = worker::Routes {
-            slots: SlotCount::DEFAULT.get(),
-            slot_of: slot,
-            worker_of,
-            epoch: shard_options.tenure.epoch,
-        };
         let (owners, shard_workers) = banyan_shard::build(shard_options, log, links);
+        let routes = local_routes(&owners, tenure.epoch);
 
         let accounts = accounts(config, account_store)?;
         let started = Instant::now();
@@ -184,8 +196,7 @@ impl Node {
             let Some(inbox) = inboxes.next() else { break };
             let deps = Deps {
                 link: LinkId(u16::try_from(number).unwrap_or(u16::MAX)),
-                shards: owners.senders().to_vec(),
-                routes,
+                routes: routes.clone(),
                 inbox,
                 control,
                 workers: controls.clone(),
@@ -273,7 +284,7 @@ impl Node {
                 let why = match shard.try_recv() {
                     Ok(End::Fenced) => "this run has been fenced: another one has taken over",
                     Ok(End::Stuck) => "the store does not say whether this run may go on",
-                    Ok(End::Drained) => "an owner of rooms ended by itself",
+                    Ok(End::Drained | End::Over) => "an owner of rooms ended by itself",
                     Err(_) => continue,
                 };
                 return Failure::new(Exit::Unavailable, why.to_owned());
