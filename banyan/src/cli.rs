@@ -83,6 +83,7 @@ Examples:
   banyan serve
   banyan serve --listen 0.0.0.0:8000 --data-dir /var/lib/banyan --log-format json
   banyan serve --config /etc/banyan.toml
+  banyan serve --node-id a --etcd http://127.0.0.1:2379 --scylla 127.0.0.1:9042 --peer-listen 127.0.0.1:7001
   BANYAN_LOG__LEVEL=debug banyan serve
 
 Every other setting: banyan genconfig
@@ -170,6 +171,33 @@ pub(crate) struct Settings {
     /// PEM file with its private key (tls.key)
     #[arg(long, value_name = "FILE")]
     tls_key: Option<OsString>,
+    /// Servers of etcd, with commas: this node is one of several (cluster.etcd)
+    #[arg(long, value_name = "URL,…")]
+    etcd: Option<OsString>,
+    /// Servers of ScyllaDB, with commas (scylla.nodes)
+    #[arg(long, value_name = "HOST:PORT,…")]
+    scylla: Option<OsString>,
+    /// What this node of a cluster does: gateway, shard [default: gateway,shard] (cluster.roles)
+    #[arg(long, value_name = "ROLES")]
+    roles: Option<OsString>,
+    /// The cluster's name [default: banyan] (cluster.name)
+    #[arg(long, value_name = "NAME")]
+    cluster: Option<OsString>,
+    /// Where other nodes connect [default: 127.0.0.1:7000] (peer.listen)
+    #[arg(long, value_name = "ADDRESS")]
+    peer_listen: Option<OsString>,
+    /// Where other nodes reach this one, if not at --peer-listen (cluster.advertise)
+    #[arg(long, value_name = "HOST:PORT")]
+    advertise: Option<OsString>,
+    /// PEM file with the cluster's own authority (peer.ca)
+    #[arg(long, value_name = "FILE")]
+    peer_ca: Option<OsString>,
+    /// PEM file with this node's certificate for other nodes (peer.cert)
+    #[arg(long, value_name = "FILE")]
+    peer_cert: Option<OsString>,
+    /// PEM file with its private key (peer.key)
+    #[arg(long, value_name = "FILE")]
+    peer_key: Option<OsString>,
     /// How log lines look: auto, text, json [default: auto] (log.format)
     #[arg(long, value_name = "FORMAT")]
     log_format: Option<OsString>,
@@ -186,6 +214,15 @@ impl Settings {
             ("--signup", "accounts", "signup", &self.signup),
             ("--tls-cert", "tls", "cert", &self.tls_cert),
             ("--tls-key", "tls", "key", &self.tls_key),
+            ("--etcd", "cluster", "etcd", &self.etcd),
+            ("--scylla", "scylla", "nodes", &self.scylla),
+            ("--roles", "cluster", "roles", &self.roles),
+            ("--cluster", "cluster", "name", &self.cluster),
+            ("--peer-listen", "peer", "listen", &self.peer_listen),
+            ("--advertise", "cluster", "advertise", &self.advertise),
+            ("--peer-ca", "peer", "ca", &self.peer_ca),
+            ("--peer-cert", "peer", "cert", &self.peer_cert),
+            ("--peer-key", "peer", "key", &self.peer_key),
             ("--log-format", "log", "format", &self.log_format),
         ]
         .into_iter()
@@ -309,14 +346,19 @@ mod tests {
             let Some((_, key)) = help.trim_end_matches(')').rsplit_once('(') else { continue };
             let Some((section, key)) = key.split_once('.') else { continue };
             let value = &values[section][key]["value"];
-            assert!(value.is_string(), "{help} names a key");
-            if value != "" {
-                let default = format!("[default: {}]", value.as_str().unwrap_or_default());
+            let value = match value {
+                serde_json::Value::Array(items) => {
+                    items.iter().filter_map(serde_json::Value::as_str).collect::<Vec<_>>().join(",")
+                }
+                value => value.as_str().expect("names a key with a text").to_owned(),
+            };
+            if !value.is_empty() {
+                let default = format!("[default: {value}]");
                 assert!(help.contains(&default), "{help} should say {default}");
             }
             seen += 1;
         }
-        assert_eq!(seen, 8, "every flag but --config names its key");
+        assert_eq!(seen, 17, "every flag but --config names its key");
     }
 
     #[test]

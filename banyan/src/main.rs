@@ -1,6 +1,7 @@
 //! `banyan`: the server and the commands of those who use it.
 
 mod cli;
+mod cluster;
 mod config;
 mod data_dir;
 mod failure;

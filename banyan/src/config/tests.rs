@@ -174,9 +174,9 @@ fn unknown_names_in_the_file() {
     check_file("listen = \"1.1.1.1:1\"", &["b.toml:1: listen is no key; did you mean listen in [server]?"]);
     check_file("zzzzzzzz = 1", &["b.toml:1: zzzzzzzz is no key; keys stand in sections such as [server]"]);
     check_file(
-        "[etcd]\nurl = 1",
+        "[etc]\nurl = 1",
         &[
-            "b.toml:1: [etcd] is no section; there are server, tls, accounts, rooms, limits, gateway, storage, log",
+            "b.toml:1: [etc] is no section; there are server, tls, accounts, rooms, limits, gateway, storage, cluster, peer, scylla, log",
         ],
     );
     check_file(
