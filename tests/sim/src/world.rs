@@ -251,6 +251,8 @@ pub struct World {
     /// No fault ends any more by itself: what was not healed at the end stays.
     healed: bool,
     broken: Option<Broken>,
+    /// Since when no client has wanted anything that could change a room.
+    still_since: Option<Time>,
 }
 
 /// What a liveness run leaves broken.
@@ -319,6 +321,7 @@ impl World {
             heads_at: 0,
             healed: false,
             broken: None,
+            still_since: None,
             plan,
         };
         // The first one makes the rooms.
@@ -772,7 +775,17 @@ impl World {
 
     /// A liveness run may end as soon as nobody waits for anything.
     fn settled(&mut self) {
-        if self.plan.mode != Mode::Liveness || !self.healed || !self.clients.iter().all(Client::is_settled) {
+        if self.plan.mode != Mode::Liveness || !self.healed {
+            return;
+        }
+        if self.clients.iter().any(Client::has_business) {
+            self.still_since = None;
+            return;
+        }
+        // A command whose client has gone may be held by its gateway for as long.
+        let held_until = self.clients[0].finish_at + self.plan.ttl + 2 * SECOND;
+        let still = (*self.still_since.get_or_insert(self.schedule.now())).max(held_until);
+        if !self.clients.iter().all(Client::is_settled) {
             return;
         }
         if self.now() < self.heads_at {
@@ -780,8 +793,9 @@ impl World {
         }
         self.heads_at = self.now() + 100 * MS;
         let heads = self.heads();
-        let there =
-            |client: &Client| heads.iter().enumerate().all(|(room, head)| client.has_reached(room, *head));
+        let there = |client: &Client| {
+            heads.iter().enumerate().all(|(room, head)| client.has_reached(room, *head, still))
+        };
         if self.clients.iter().all(there) {
             self.over = true;
         }
