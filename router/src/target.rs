@@ -96,12 +96,16 @@ impl Target {
         loads
     }
 
-    /// Binds a slot to a node, or (`None`) no longer. Takes effect when solved.
+    /// Binds a slot to a node, or (`None`) no longer. Takes effect when solved; counts as a change even where the slot is
+    /// there already: two targets of one version would be taken for the same.
     pub fn pin(&mut self, slot: SlotId, node: Option<NodeId>) {
-        match node {
+        let before = match node.clone() {
             Some(node) => self.pins.insert(slot, node),
             None => self.pins.remove(&slot),
         };
+        if before != node {
+            self.version += 1;
+        }
     }
 
     /// The order in which the members of this target are preferred for a slot: who claims it if its owner does not.

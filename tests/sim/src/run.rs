@@ -58,11 +58,20 @@ pub fn run(plan: Plan, with_timeline: bool, until: Time) -> Finished {
         world.recorder.timeline = Some(Vec::new());
     }
     // A panic of a core is a finding like any other; what it left behind is only looked at.
-    let panicked = catch_quietly(|| while world.now() <= until && world.step() {});
+    let mut is_whole = false;
+    let panicked = catch_quietly(|| {
+        while world.now() <= until && !is_whole {
+            is_whole = !world.step();
+        }
+    });
     let panicked = panicked.map(|words| Failure { what: "panic".to_owned(), words, at: world.now() });
     let outcome = world.finish();
     let rules = Rules::default();
-    let Recorder { history, timeline, .. } = outcome.recorder;
+    let Recorder { mut history, timeline, .. } = outcome.recorder;
+    if !is_whole {
+        // What must come in time may still come: a run that was broken off owes nothing yet.
+        history.liveness = None;
+    }
     let report = check(&history, &rules);
     let failure = panicked.or_else(|| {
         let seen = outcome.wrong.map(|(at, words)| Failure {
