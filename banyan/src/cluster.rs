@@ -10,15 +10,15 @@ mod inbound;
 mod switchboard;
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use banyan_gateway::backend::{Backend, Shards};
 use banyan_gateway::worker;
 use banyan_proto::id::Incarnation;
+use banyan_proto::wire::NodeMessage;
 use banyan_router::SlotCount;
-use banyan_router::meta::Meta;
+use banyan_router::meta::{ClusterId, Founding, Meta};
 use banyan_router::node::{Input, Limits, Node, Options, Standing};
 use banyan_router::node_key::{NodeEntry, Role, State};
 use banyan_router::slot_key::{NodeId, Peer};
@@ -26,7 +26,9 @@ use banyan_router_etcd::coordination::{Coordination, Error as RingError};
 use banyan_router_etcd::runner::{self, Ended, Runner, RunnerHandle, Why};
 use banyan_router_etcd::servers;
 use banyan_router_etcd::{Etcd, View};
-use banyan_router_peer::{Me, NodeMessage, Security, Server, Tls};
+use banyan_router_peer::{
+    Error as PeerError, Handle as PortHandle, Me, Options as LinkOptions, Security, Server, Tls, TlsFiles,
+};
 use banyan_shard::{Drained, End, Handle};
 use banyan_storage::LogStore;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -39,7 +41,7 @@ use crate::failure::{Exit, Failure};
 use crate::node::{Ends, Hands, shard_options, slot};
 use crate::version::VERSION;
 use around::Around;
-use inbound::Inbound;
+use inbound::{Doors, Run};
 use switchboard::{Died, Parts, Switchboard};
 
 /// Changes of the ring that wait for the switchboard; above that, they wait in etcd.
@@ -52,6 +54,8 @@ const TICK: Duration = Duration::from_millis(100);
 const AGAIN: Duration = Duration::from_secs(1);
 /// A run that is over makes room for the next after this time: one that cannot stay does not spin.
 const PAUSE: Duration = Duration::from_millis(200);
+/// How often the files of certificates are looked at.
+const TLS_LOOK: Duration = Duration::from_secs(5);
 
 /// A node's place in a cluster.
 #[derive(Debug)]
@@ -90,9 +94,9 @@ impl Cluster {
         hands: Hands,
     ) -> Result<(Self, worker::Routes), Failure> {
         let Config { cluster, .. } = config;
-        let meta = Meta::of(config)?;
+        let founding = founding(config)?;
         let etcd: Arc<dyn Coordination> = Arc::new(connect(config).await?);
-        let slots = agree(&*etcd, meta).await?;
+        let slots = agree(&*etcd, founding).await?;
         let identity = Identity::of(config, ends)?;
         let security = security(config)?;
 
@@ -118,12 +122,24 @@ impl Cluster {
         };
         let stop = CancellationToken::new();
         let leaving = CancellationToken::new();
+        let incarnation = new_incarnation();
+        let doors = Doors::new(ends.senders.len());
+        let server = if cluster.roles.shard {
+            Some(open_port(config, &security, identity.me(incarnation), &doors, &stop).await?)
+        } else {
+            None
+        };
+        if let Security::Tls(tls) = &security {
+            let (tls, stop) = (Arc::clone(tls), stop.clone());
+            tokio::spawn(async move { tls.watch(TLS_LOOK, stop).await });
+        }
         let (said, status) = watch::channel(Status::Joining);
         let run = Arc::new(Mutex::new(None));
         let runs = Runs {
             identity,
-            security,
-            listen: config.peer.listen,
+            incarnation,
+            doors,
+            server,
             roles: cluster.roles,
             slots,
             workers,
@@ -230,17 +246,18 @@ impl Cluster {
     }
 }
 
-trait Of: Sized {
-    fn of(config: &Config) -> Result<Self, Failure>;
-}
-
-impl Of for Meta {
-    fn of(config: &Config) -> Result<Self, Failure> {
-        let slots = SlotCount::new(config.cluster.slots)
-            .map_err(|error| Failure::new(Exit::Usage, format!("cluster.slots: {error}")))?;
-        let scylla = &config.scylla;
-        Ok(Self::new(slots, &scylla.datacenter, &scylla.keyspace, scylla.replication))
-    }
+/// What this node was told of its cluster.
+fn founding(config: &Config) -> Result<Founding, Failure> {
+    let slots = SlotCount::new(config.cluster.slots)
+        .map_err(|error| Failure::new(Exit::Usage, format!("cluster.slots: {error}")))?;
+    let scylla = &config.scylla;
+    Ok(Founding {
+        slots,
+        data_center: scylla.datacenter.clone(),
+        keyspace: scylla.keyspace.clone(),
+        // At most 7.
+        replication: scylla.replication as u16,
+    })
 }
 
 /// Connects to etcd. Waits for it.
@@ -252,22 +269,22 @@ async fn connect(config: &Config) -> Result<Etcd, Failure> {
             Failure::new(Exit::Io, format!("cannot read {}: {words}", path.display()))
         })
     };
-    let tls = servers::Tls {
-        ca: cluster.etcd_ca.as_ref().map(read).transpose()?,
-        identity: match (&cluster.etcd_cert, &cluster.etcd_key) {
-            (Some(cert), Some(key)) => Some((read(cert)?, read(key)?)),
-            (_, _) => None,
-        },
+    let ca = cluster.etcd_ca.as_ref().map(read).transpose()?;
+    let identity = match (&cluster.etcd_cert, &cluster.etcd_key) {
+        (Some(cert), Some(key)) => Some((read(cert)?, read(key)?)),
+        (_, _) => None,
     };
+    let login = cluster.etcd_user.clone().zip(cluster.etcd_password.0.clone());
     let options = servers::Options {
-        endpoints: cluster.etcd.clone(),
-        login: cluster.etcd_user.clone().zip(cluster.etcd_password.0.clone()),
-        tls,
-        ..servers::Options::default()
+        // Nodes do not all ask the same server first.
+        first: uuid::Uuid::new_v4().as_u128() as usize,
+        user: login.map(|(name, password)| servers::User { name, password }),
+        tls: ca.map(|ca| servers::Tls { ca, identity, domain: None }),
+        ..servers::Options::new(cluster.etcd.clone(), &cluster.name)
     };
     let mut said = false;
     loop {
-        match Etcd::connect(&cluster.name, options.clone()).await {
+        match Etcd::connect(options.clone()).await {
             Ok(etcd) => return Ok(etcd),
             Err(error @ RingError::Etcd { .. }) => {
                 wait(&mut said, &error).await;
@@ -285,11 +302,12 @@ async fn wait(said: &mut bool, error: &RingError) {
 }
 
 /// What the cluster was founded with. A node that was told otherwise is refused.
-async fn agree(etcd: &dyn Coordination, mine: Meta) -> Result<SlotCount, Failure> {
+async fn agree(etcd: &dyn Coordination, founding: Founding) -> Result<SlotCount, Failure> {
+    let mine = Meta { cluster: ClusterId(uuid::Uuid::new_v4().as_u128()), founding };
     let mut said = false;
     loop {
         match etcd.meta(mine.clone()).await {
-            Ok(meta) => return Ok(meta.slots),
+            Ok(meta) => return Ok(meta.founding.slots),
             Err(error @ RingError::Etcd { .. }) => wait(&mut said, &error).await,
             Err(error) => return Err(Failure::new(Exit::Usage, format!("the cluster: {error}"))),
         }
@@ -299,20 +317,35 @@ async fn agree(etcd: &dyn Coordination, mine: Meta) -> Result<SlotCount, Failure
 fn security(config: &Config) -> Result<Security, Failure> {
     let peer = &config.peer;
     match (&peer.ca, &peer.cert, &peer.key) {
-        (Some(ca), Some(cert), Some(key)) => Tls::load(ca, cert, key).map(Security::Tls).map_err(|error| {
-            Failure::new(Exit::Io, format!("peer.ca, peer.cert, peer.key: {error}"))
-                .with_hint("`banyan gencerts` makes the three files")
-        }),
-        (_, _, _) => {
-            if !peer.listen.ip().is_loopback() {
-                tracing::warn!(
-                    listen = %peer.listen,
-                    "peer.insecure is on: whoever reaches this port can read and write every room"
-                );
-            }
-            Ok(Security::Plain)
+        (Some(ca), Some(cert), Some(key)) => {
+            let files = TlsFiles { ca: ca.clone(), cert: cert.clone(), key: key.clone() };
+            Tls::load(files).map(Security::Tls).map_err(|error| {
+                Failure::new(Exit::Io, format!("peer.ca, peer.cert, peer.key: {error}"))
+                    .with_hint("`banyan gencerts` makes the three files")
+            })
         }
+        (_, _, _) if peer.insecure => Ok(Security::PlainEverywhere),
+        (_, _, _) => Ok(Security::Plain),
     }
+}
+
+/// Opens the port for other nodes.
+async fn open_port(
+    config: &Config,
+    security: &Security,
+    me: Me,
+    doors: &Doors,
+    stop: &CancellationToken,
+) -> Result<PortHandle, Failure> {
+    let listen = config.peer.listen;
+    let server = Server::bind(listen, security.clone(), me, LinkOptions::default(), Arc::new(doors.clone()));
+    let server = server.await.map_err(|error| match error {
+        PeerError::Bind { address, why } => crate::serve::cannot_listen(address, "--peer-listen", &why),
+        error => Failure::new(Exit::Usage, error.to_string()),
+    })?;
+    let handle = server.handle();
+    tokio::spawn(server.run(stop.clone()));
+    Ok(handle)
 }
 
 /// What stays the same from run to run.
@@ -363,8 +396,11 @@ impl Identity {
 /// The runs of this node, one after the other.
 struct Runs {
     identity: Identity,
-    security: Security,
-    listen: SocketAddr,
+    /// Of the next run.
+    incarnation: Incarnation,
+    doors: Doors,
+    /// The port for other nodes, where this one owns rooms.
+    server: Option<PortHandle>,
     roles: Roles,
     slots: SlotCount,
     workers: usize,
@@ -387,8 +423,6 @@ struct Owners {
     drained: mpsc::UnboundedReceiver<Drained>,
     ended: Vec<oneshot::Receiver<End>>,
     drain: CancellationToken,
-    inbound: Inbound,
-    server: Server,
 }
 
 fn new_incarnation() -> Incarnation {
@@ -407,7 +441,7 @@ impl Runs {
     }
 
     async fn all(&mut self) -> Result<(), Failure> {
-        let me = Peer { node: self.identity.node.clone(), incarnation: new_incarnation() };
+        let me = Peer { node: self.identity.node.clone(), incarnation: self.incarnation };
         let options = Options {
             me,
             entry: self.identity.entry.clone(),
@@ -417,7 +451,7 @@ impl Runs {
         };
         let mut node = Node::new(options, 0);
         loop {
-            let Ended { node: before, why } = self.one(node).await?;
+            let Ended { node: before, why } = self.one(node).await;
             match why {
                 Why::Left | Why::Stopped => return Ok(()),
                 Why::Taken(other) => {
@@ -433,17 +467,21 @@ impl Runs {
                     metrics::counter!("banyan_cluster_rejoins_total", "why" => format!("{end:?}")).increment(1);
                     self.status.send_replace(Status::Rejoining);
                     sleep(PAUSE).await;
-                    node = before.rejoin(new_incarnation(), 0);
+                    let incarnation = new_incarnation();
+                    if let Some(server) = &self.server {
+                        server.rejoin(self.identity.me(incarnation));
+                    }
+                    node = before.rejoin(incarnation, 0);
                 }
             }
         }
     }
 
     /// One run, from its registration to its end.
-    async fn one(&mut self, node: Node) -> Result<Ended, Failure> {
+    async fn one(&mut self, node: Node) -> Ended {
         let incarnation = node.me().incarnation;
         let over = CancellationToken::new();
-        let owners = if self.roles.shard { Some(self.owners(incarnation, &over).await?) } else { None };
+        let owners = self.roles.shard.then(|| self.owners(incarnation, &over));
         let handle = owners.as_ref().map(|owners| owners.handle.clone());
         let around = Arc::new(Around {
             store: Arc::clone(&self.store),
@@ -463,14 +501,13 @@ impl Runs {
             runner::Limits::default(),
         );
         *self.run.lock().unwrap_or_else(PoisonError::into_inner) = Some(run.clone());
-        self.board.begun(self.identity.me(incarnation), handle.clone()).await;
+        self.board.begun(self.identity.me(incarnation), handle);
 
         let beside = CancellationToken::new();
         let mut tasks = vec![tokio::spawn(follow(run.view(), self.status.clone(), beside.clone()))];
         let (mut ended, mut drain) = (Vec::new(), CancellationToken::new());
         if let Some(owners) = owners {
-            owners.inbound.begun(run.clone());
-            tasks.push(tokio::spawn(owners.server.run(beside.clone())));
+            self.doors.lead_to(Some(Run { handle: owners.handle.clone(), ring: run.clone() }));
             tasks.push(tokio::spawn(tick(owners.handle, run.clone(), beside.clone())));
             tasks.push(tokio::spawn(drained(owners.drained, around, run.clone(), beside.clone())));
             (ended, drain) = (owners.ended, owners.drain);
@@ -487,23 +524,24 @@ impl Runs {
         };
         // Whoever left has handed everything over: what its owners of rooms still have is not theirs. A run that was stopped
         // completes what is in flight; a dead one has dropped it.
+        self.doors.lead_to(None);
         drain.cancel();
         if (&mut ends).await.is_err() {
             tracing::error!("an owner of rooms is gone");
         }
         over.cancel();
-        self.board.over().await;
+        self.board.over();
         beside.cancel();
         for task in tasks {
             if let Err(error) = task.await {
                 tracing::error!(%error, "a task of the run did not end well");
             }
         }
-        Ok(end)
+        end
     }
 
-    /// Makes the owners of rooms of a run, and opens the port for other nodes.
-    async fn owners(&self, incarnation: Incarnation, over: &CancellationToken) -> Result<Owners, Failure> {
+    /// Makes the owners of rooms of a run.
+    fn owners(&self, incarnation: Incarnation, over: &CancellationToken) -> Owners {
         let (sender, drained) = mpsc::unbounded_channel();
         let mut options = self.shard.clone();
         options.incarnation = incarnation;
@@ -516,21 +554,16 @@ impl Runs {
         });
         let (handle, workers) =
             banyan_shard::build(options, Arc::clone(&self.store), self.local_ends.clone());
-        let inbound = Inbound::new(handle.clone(), self.local_ends.len());
-        let me = self.identity.me(incarnation);
-        let server = Server::bind(self.listen, self.security.clone(), me, Arc::new(inbound.clone()))
-            .await
-            .map_err(|error| crate::serve::cannot_listen(self.listen, "--peer-listen", &error))?;
         let drain = CancellationToken::new();
         let ended = self.hands.shards(workers, &drain);
-        Ok(Owners { handle, drained, ended, drain, inbound, server })
+        Owners { handle, drained, ended, drain }
     }
 
     /// This node was refused where another one listened.
     async fn refused(&self, Died(incarnation): Died, run: &RunnerHandle) {
         let witness = self.identity.node.clone();
         run.input(Input::Refused { incarnation, witness }).await.ok();
-        self.board.tell_all(&NodeMessage::Refused { incarnation });
+        self.board.tell_all(NodeMessage::Refused { incarnation });
     }
 }
 

@@ -9,14 +9,22 @@ use banyan_proto::link::{FromShard, LinkId, ToShardBatch};
 use banyan_router::{SlotCount, slot_of, user_slot, worker_of};
 use banyan_shard_core::room::HandedRoom;
 use banyan_shard_core::worker::{Input, SlotOpening};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
-/// What comes to a worker over the links, in order: what a link says stands behind its opening and before its end.
+/// What comes to a worker over the links, in order.
 #[derive(Debug)]
 pub(crate) enum Message {
     Batch(ToShardBatch),
+    /// Nothing of the link follows.
+    Gone { link: LinkId, forgotten: oneshot::Sender<()> },
+}
+
+/// What a worker is told beside the links. It takes all that is there before it takes a [`Message`]: so who was told first
+/// and sends then is known.
+#[derive(Debug)]
+pub(crate) enum Order {
+    Slot(SlotId, SlotOrder),
     Opened { link: LinkId, sender: mpsc::Sender<Vec<FromShard>> },
-    Gone(LinkId),
 }
 
 /// What a slot's worker is told of its ownership (`banyan_router::slot_owner::Action`).
@@ -76,7 +84,7 @@ pub struct Handle(Arc<Workers>);
 
 struct Workers {
     inboxes: Vec<mpsc::Sender<Message>>,
-    orders: Vec<mpsc::UnboundedSender<(SlotId, SlotOrder)>>,
+    orders: Vec<mpsc::UnboundedSender<Order>>,
     /// When each worker had its last turn, in milliseconds since the workers were made.
     ticks: Vec<AtomicU64>,
     slots: SlotCount,
@@ -88,8 +96,8 @@ pub(crate) struct Inbox {
     /// Bound: `inbox_batches`; full: the sender keeps its batch.
     pub(crate) messages: mpsc::Receiver<Message>,
     /// Bound by who gives orders: a slot gets its next one when the node's machine has seen to the one before
-    /// (`banyan_router::node`).
-    pub(crate) orders: mpsc::UnboundedReceiver<(SlotId, SlotOrder)>,
+    /// (`banyan_router::node`); links open as often as other processes connect.
+    pub(crate) orders: mpsc::UnboundedReceiver<Order>,
 }
 
 impl Handle {
@@ -149,27 +157,23 @@ impl Handle {
         }
     }
 
-    /// Puts a batch into a worker's inbox and waits until there is room. `false`: the worker has ended.
-    pub async fn send(&self, worker: usize, batch: ToShardBatch) -> bool {
-        match self.0.inboxes.get(worker) {
-            Some(inbox) => inbox.send(Message::Batch(batch)).await.is_ok(),
-            None => false,
-        }
-    }
-
     /// Tells every worker where what it says to a link goes: before anything of that link. The number must be free: never
     /// used, or [`Handle::link_gone`] has returned for it.
-    pub async fn open_link(&self, link: LinkId, sender: &mpsc::Sender<Vec<FromShard>>) {
-        for inbox in &self.0.inboxes {
+    pub fn open_link(&self, link: LinkId, sender: &mpsc::Sender<Vec<FromShard>>) {
+        for orders in &self.0.orders {
             // A worker that has ended needs to know nothing.
-            inbox.send(Message::Opened { link, sender: sender.clone() }).await.ok();
+            orders.send(Order::Opened { link, sender: sender.clone() }).ok();
         }
     }
 
-    /// Nobody is at the other end of a link any more.
+    /// Nobody is at the other end of a link any more. Comes back when no worker knows of it.
     pub async fn link_gone(&self, link: LinkId) {
         for inbox in &self.0.inboxes {
-            inbox.send(Message::Gone(link)).await.ok();
+            let (forgotten, done) = oneshot::channel();
+            if inbox.send(Message::Gone { link, forgotten }).await.is_ok() {
+                // A worker that ends meanwhile forgets everything.
+                done.await.ok();
+            }
         }
     }
 
@@ -177,7 +181,7 @@ impl Handle {
     pub fn slot(&self, slot: SlotId, order: SlotOrder) {
         if let Some(orders) = self.0.orders.get(self.worker_of_slot(slot)) {
             // A worker that has ended serves nothing.
-            orders.send((slot, order)).ok();
+            orders.send(Order::Slot(slot, order)).ok();
         }
     }
 

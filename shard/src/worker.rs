@@ -10,7 +10,7 @@ use std::future::pending;
 use std::sync::Arc;
 use std::time::Duration;
 
-use banyan_proto::id::{RoomId, SlotId, Tenure, UserId};
+use banyan_proto::id::{RoomId, Tenure, UserId};
 use banyan_proto::link::{FromShard, LinkId, ToShard, ToShardBatch};
 use banyan_shard_core::Now;
 use banyan_shard_core::gate::ReadId;
@@ -27,7 +27,7 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use crate::clock;
-use crate::handle::{Drained, Handle, Inbox, Message, SlotOrder};
+use crate::handle::{Drained, Handle, Inbox, Message, Order};
 use crate::metrics::Metrics;
 use crate::options::Options;
 
@@ -107,7 +107,7 @@ enum Event {
     Done(Vec<Completion>),
     Finished(Finished),
     Message(Message),
-    Order(SlotId, SlotOrder),
+    Order(Order),
 }
 
 impl Worker {
@@ -222,7 +222,7 @@ impl Worker {
             () = wake => Event::Time,
             Some(done) = self.done.recv() => Event::Done(done),
             Some(finished) = self.tasks.join_next(), if tasks => Event::Finished(join(finished)),
-            Some((slot, order)) = self.inbox.orders.recv() => Event::Order(slot, order),
+            Some(order) = self.inbox.orders.recv() => Event::Order(order),
             Some(message) = self.inbox.messages.recv() => Event::Message(message),
         }
     }
@@ -242,22 +242,24 @@ impl Worker {
             Event::Time => {}
             Event::Done(done) => self.completed(&done),
             Event::Finished(finished) => self.finished(finished),
-            Event::Message(message) => self.message(message),
-            Event::Order(slot, order) => self.input(order.into_input(slot)),
+            Event::Message(message) => {
+                self.orders();
+                self.message(message);
+            }
+            Event::Order(order) => self.order(order),
         }
         // Everything else that is there.
-        while let Ok((slot, order)) = self.inbox.orders.try_recv() {
-            self.input(order.into_input(slot));
-        }
         while let Ok(done) = self.done.try_recv() {
             self.completed(&done);
         }
         while let Some(finished) = self.tasks.try_join_next() {
             self.finished(join(finished));
         }
+        self.orders();
         self.metrics.inbox_depth.set(self.inbox.messages.len() as f64);
         for _ in 0..INBOX_TURN {
             let Ok(message) = self.inbox.messages.try_recv() else { break };
+            self.orders();
             self.message(message);
         }
         self.try_full_links();
@@ -416,19 +418,32 @@ impl Worker {
     fn message(&mut self, message: Message) {
         match message {
             Message::Batch(batch) => self.batch(batch),
-            Message::Opened { link, sender } => {
-                let at = usize::from(link.0);
-                if self.links.len() <= at {
-                    self.links.resize(at + 1, None);
-                }
-                self.links[at] = Some(sender);
-            }
-            Message::Gone(link) => {
+            Message::Gone { link, forgotten } => {
                 if let Some(sender) = self.links.get_mut(usize::from(link.0)) {
                     *sender = None;
                 }
                 self.full.retain(|full| *full != link);
                 self.input(Input::LinkGone(link));
+                forgotten.send(()).ok();
+            }
+        }
+    }
+
+    fn orders(&mut self) {
+        while let Ok(order) = self.inbox.orders.try_recv() {
+            self.order(order);
+        }
+    }
+
+    fn order(&mut self, order: Order) {
+        match order {
+            Order::Slot(slot, order) => self.input(order.into_input(slot)),
+            Order::Opened { link, sender } => {
+                let at = usize::from(link.0);
+                if self.links.len() <= at {
+                    self.links.resize(at + 1, None);
+                }
+                self.links[at] = Some(sender);
             }
         }
     }

@@ -9,7 +9,7 @@ use banyan_router::slot_key::{NodeId, OwnerRow, Peer};
 use banyan_router::slot_owner::{Failed, Opening, Why};
 use banyan_router_etcd::Surroundings;
 use banyan_router_etcd::surroundings::Records;
-use banyan_router_peer::NodeMessage;
+use banyan_proto::wire::{Handed, NodeMessage};
 use banyan_shard::{Drained, Handle, SlotOrder};
 use banyan_shard_core::worker::SlotOpening;
 use banyan_storage::log_store::SlotOwner;
@@ -119,7 +119,8 @@ impl Surroundings for Around {
         let held = self.held();
         let Some(drained) = held.get(&slot) else { return };
         let rooms = drained.rooms.iter().map(|room| Bytes::from(room.encode())).collect();
-        if !self.board.tell(to, NodeMessage::Handed { slot, epoch, complete, rooms }) {
+        drop(held);
+        if !self.board.hand(to, Handed { slot, epoch, complete, rooms }) {
             tracing::debug!(%slot, node = %to.node, "no way for the state of a slot: its rooms are opened from the store");
         }
     }

@@ -1,172 +1,189 @@
-//! What other nodes say to one run of this one: links of their gateways to our owners of rooms, and what nodes say to
-//! each other.
+//! What other nodes say to this one: links of their gateways to our owners of rooms, and what nodes say to each other.
 //!
-//! Owns: the numbers of links that others opened. Always holds: a number is given again only when every worker has
-//! forgotten whose it was.
+//! Owns: the numbers of links that others opened. Always holds: a link belongs to the run under which it was opened; a
+//! number is given again only when every worker has forgotten whose it was.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use banyan_proto::id::{Incarnation, SlotId};
 use banyan_proto::link::{FromShard, LinkId, ToShard, ToShardBatch};
+use banyan_proto::wire::{Handed, NodeMessage};
 use banyan_router::node::Input;
 use banyan_router::slot_key::Peer;
 use banyan_router::slot_owner;
 use banyan_router_etcd::RunnerHandle;
-use banyan_router_peer::{Accept, Hello, NodeMessage, SessionId};
+use banyan_router_peer::{Accept, Asked, Hello, Inbound};
 use banyan_shard::{Handle, SlotOrder};
 use banyan_shard_core::room::HandedRoom;
-use futures_util::FutureExt as _;
-use futures_util::future::BoxFuture;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
-use crate::node::QUEUE;
-
+/// Lets other nodes in, to the run that there is.
 #[derive(Debug, Clone)]
-pub(crate) struct Inbound(Arc<Shared>);
+pub(crate) struct Doors(Arc<Mutex<State>>);
 
 #[derive(Debug)]
-struct Shared {
-    handle: Handle,
-    /// The run, once it has begun; before that nobody knows where it listens.
-    run: OnceLock<RunnerHandle>,
-    links: Mutex<Links>,
+struct State {
+    run: Option<Run>,
+    numbers: Numbers,
+}
+
+/// Whom other nodes find here now.
+#[derive(Debug, Clone)]
+pub(crate) struct Run {
+    pub(crate) handle: Handle,
+    pub(crate) ring: RunnerHandle,
 }
 
 #[derive(Debug)]
-struct Links {
-    sessions: BTreeMap<SessionId, Vec<LinkId>>,
+struct Numbers {
     taken: BTreeSet<u16>,
     /// Below are those of this process.
     first: u16,
 }
 
-impl Links {
-    /// As many numbers as an other process has ends; fewer if there are none left.
-    fn take(&mut self, count: u16) -> Vec<LinkId> {
+impl Numbers {
+    /// For each end of another process; `None`: there are not so many left.
+    fn take(&mut self, count: usize) -> Option<Vec<u16>> {
         let free = (self.first..u16::MAX).filter(|number| !self.taken.contains(number));
-        let found: Vec<u16> = free.take(usize::from(count)).collect();
-        self.taken.extend(&found);
-        found.into_iter().map(LinkId).collect()
+        let found: Vec<u16> = free.take(count).collect();
+        (found.len() == count).then(|| {
+            self.taken.extend(&found);
+            found
+        })
     }
 }
 
-impl Inbound {
+impl Doors {
     /// `local`: links of this process.
-    pub(crate) fn new(handle: Handle, local: usize) -> Self {
+    pub(crate) fn new(local: usize) -> Self {
         let first = u16::try_from(local).unwrap_or(u16::MAX);
-        let links = Links { sessions: BTreeMap::new(), taken: BTreeSet::new(), first };
-        Self(Arc::new(Shared { handle, run: OnceLock::new(), links: Mutex::new(links) }))
+        let numbers = Numbers { taken: BTreeSet::new(), first };
+        Self(Arc::new(Mutex::new(State { run: None, numbers })))
     }
 
-    pub(crate) fn begun(&self, run: RunnerHandle) {
-        self.0.run.set(run).ok();
+    /// From now on others are let in to this run; those who spoke to the one before are sent away by its port.
+    pub(crate) fn lead_to(&self, run: Option<Run>) {
+        self.state().run = run;
     }
 
-    fn links(&self) -> MutexGuard<'_, Links> {
-        self.0.links.lock().unwrap_or_else(PoisonError::into_inner)
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
 
+impl Accept for Doors {
+    fn opened(
+        &self,
+        peer: &Hello,
+        outs: Vec<mpsc::Sender<Vec<FromShard>>>,
+    ) -> Result<Arc<dyn Inbound>, String> {
+        let mut state = self.state();
+        let Some(run) = state.run.clone() else {
+            return Err("this node is between two runs".to_owned());
+        };
+        let Some(numbers) = state.numbers.take(outs.len()) else {
+            return Err("this node has no numbers left for links".to_owned());
+        };
+        for (number, out) in numbers.iter().zip(&outs) {
+            run.handle.open_link(LinkId(*number), out);
+        }
+        Ok(Arc::new(Guest { doors: self.clone(), run, from: peer.peer.clone(), numbers }))
+    }
+}
+
+/// One process that has opened its links to us.
+#[derive(Debug)]
+struct Guest {
+    doors: Doors,
+    run: Run,
+    from: Peer,
+    /// By its own number of an end.
+    numbers: Vec<u16>,
+}
+
+impl Guest {
     fn input(&self, input: Input) {
-        if let Some(run) = self.0.run.get() {
-            // Full or over: everything here is said again, or is not needed.
-            run.try_input(input).ok();
-        }
+        // Full or over: everything here is said again, or can be done without.
+        self.run.ring.try_input(input).ok();
     }
+}
 
-    async fn open(self, session: SessionId, ends: u16) -> Vec<mpsc::Receiver<Vec<FromShard>>> {
-        let links = self.links().take(ends);
-        let mut outs = Vec::new();
-        for link in &links {
-            let (sender, out) = mpsc::channel(QUEUE);
-            self.0.handle.open_link(*link, &sender).await;
-            outs.push(out);
+impl Inbound for Guest {
+    fn to_shard(&self, end: LinkId, messages: Vec<Asked>) -> Vec<Asked> {
+        let Some(link) = self.numbers.get(usize::from(end.0)).copied().map(LinkId) else { return Vec::new() };
+        let handle = &self.run.handle;
+        let now = Instant::now();
+        let mut parts: Vec<Vec<Asked>> = (0..handle.workers()).map(|_| Vec::new()).collect();
+        // Whoever asked has given up.
+        for asked in messages.into_iter().filter(|asked| asked.until.is_none_or(|until| now < until)) {
+            parts[worker_of(handle, &asked.message)].push(asked);
         }
-        self.links().sessions.insert(session, links);
-        outs
-    }
-
-    /// Each message to the worker of its slot. Waits while a worker's inbox is full.
-    async fn pass(self, session: SessionId, batch: ToShardBatch) {
-        let link = self.links().sessions.get(&session).and_then(|ends| ends.get(usize::from(batch.link.0)).copied());
-        let Some(link) = link else { return };
-        let handle = &self.0.handle;
-        let mut parts: Vec<Vec<ToShard>> = (0..handle.workers()).map(|_| Vec::new()).collect();
-        for message in batch.messages {
-            let worker = match &message {
-                ToShard::Room { room, .. }
-                | ToShard::Pull { room, .. }
-                | ToShard::Interest { room, .. }
-                | ToShard::Uninterest { room } => handle.worker_of(room.as_str()),
-                ToShard::UserOnline { user }
-                | ToShard::UserOffline { user }
-                | ToShard::UserRooms { user, .. }
-                | ToShard::Notify { user, .. } => handle.worker_of_user(user.as_str()),
-            };
-            parts[worker].push(message);
-        }
-        for (worker, messages) in parts.into_iter().enumerate() {
-            if !messages.is_empty() {
-                handle.send(worker, ToShardBatch { link, messages }).await;
+        let mut back = Vec::new();
+        for (worker, part) in parts.into_iter().enumerate() {
+            if part.is_empty() {
+                continue;
+            }
+            let until: Vec<Option<Instant>> = part.iter().map(|asked| asked.until).collect();
+            let messages = part.into_iter().map(|asked| asked.message).collect();
+            if let Err(batch) = handle.try_send(worker, ToShardBatch { link, messages }) {
+                let again = batch.messages.into_iter().zip(until);
+                back.extend(again.map(|(message, until)| Asked { until, message }));
             }
         }
+        back
     }
 
-    async fn close(self, session: SessionId) {
-        let links = self.links().sessions.remove(&session).unwrap_or_default();
-        for link in &links {
-            self.0.handle.link_gone(*link).await;
-        }
-        let mut held = self.links();
-        for link in links {
-            held.taken.remove(&link.0);
-        }
+    fn told(&self, message: NodeMessage) {
+        self.input(match message {
+            NodeMessage::AskReady => Input::ReadyAsked { by: self.from.clone() },
+            NodeMessage::Ready => Input::Ready { incarnation: self.from.incarnation },
+            NodeMessage::Refused { incarnation } => {
+                Input::Refused { incarnation, witness: self.from.node.clone() }
+            }
+        });
     }
 
-    fn handed(&self, slot: SlotId, epoch: banyan_proto::id::Epoch, complete: bool, rooms: &[bytes::Bytes]) {
+    fn handed(&self, handed: Handed) {
+        let Handed { slot, epoch, complete, rooms } = handed;
         let decoded: Result<Vec<HandedRoom>, _> = rooms.iter().map(|room| HandedRoom::decode(room)).collect();
         match decoded {
             Ok(rooms) => {
-                self.0.handle.slot(slot, SlotOrder::Handed { epoch, rooms });
+                self.run.handle.slot(slot, SlotOrder::Handed { epoch, rooms });
                 let input = slot_owner::Input::StatePassed { epoch, complete };
                 self.input(Input::Slot { slot, input });
             }
             // They are opened from the store then.
-            Err(error) => tracing::warn!(%slot, %error, "what an old owner passed on cannot be read"),
-        }
-    }
-}
-
-impl Accept for Inbound {
-    fn opened(
-        &self,
-        session: SessionId,
-        peer: &Hello,
-    ) -> BoxFuture<'static, Vec<mpsc::Receiver<Vec<FromShard>>>> {
-        self.clone().open(session, peer.links).boxed()
-    }
-
-    fn to_shard(&self, session: SessionId, batch: ToShardBatch) -> BoxFuture<'static, ()> {
-        self.clone().pass(session, batch).boxed()
-    }
-
-    fn told(&self, from: &Peer, message: NodeMessage) {
-        match message {
-            NodeMessage::AskReady => self.input(Input::ReadyAsked { by: from.clone() }),
-            NodeMessage::Ready => self.input(Input::Ready { incarnation: from.incarnation }),
-            NodeMessage::Refused { incarnation } => self.refused(incarnation, from),
-            NodeMessage::Handed { slot, epoch, complete, rooms } => self.handed(slot, epoch, complete, &rooms),
+            Err(error) => {
+                tracing::warn!(%slot, from = %self.from.node, %error, "what an old owner passed on cannot be read");
+            }
         }
     }
 
-    fn closed(&self, session: SessionId) -> BoxFuture<'static, ()> {
-        self.clone().close(session).boxed()
+    fn closed(&self) {
+        let (doors, handle, numbers) = (self.doors.clone(), self.run.handle.clone(), self.numbers.clone());
+        tokio::spawn(async move {
+            for number in &numbers {
+                handle.link_gone(LinkId(*number)).await;
+            }
+            let mut state = doors.state();
+            for number in numbers {
+                state.numbers.taken.remove(&number);
+            }
+        });
     }
 }
 
-impl Inbound {
-    fn refused(&self, incarnation: Incarnation, by: &Peer) {
-        self.input(Input::Refused { incarnation, witness: by.node.clone() });
+fn worker_of(handle: &Handle, message: &ToShard) -> usize {
+    match message {
+        ToShard::Room { room, .. }
+        | ToShard::Pull { room, .. }
+        | ToShard::Interest { room, .. }
+        | ToShard::Uninterest { room } => handle.worker_of(room.as_str()),
+        ToShard::UserOnline { user }
+        | ToShard::UserOffline { user }
+        | ToShard::UserRooms { user, .. }
+        | ToShard::Notify { user, .. } => handle.worker_of_user(user.as_str()),
     }
 }
 
@@ -176,12 +193,12 @@ mod tests {
 
     #[test]
     fn numbers_of_links_are_given_once() {
-        let mut links = Links { sessions: BTreeMap::new(), taken: BTreeSet::new(), first: 3 };
-        assert_eq!(links.take(2), [LinkId(3), LinkId(4)]);
-        assert_eq!(links.take(2), [LinkId(5), LinkId(6)]);
-        links.taken.remove(&4);
-        assert_eq!(links.take(2), [LinkId(4), LinkId(7)]);
-        assert!(links.take(u16::MAX).len() < usize::from(u16::MAX), "the last one is what workers call each other by");
-        assert!(links.take(1).is_empty());
+        let mut numbers = Numbers { taken: BTreeSet::new(), first: 3 };
+        assert_eq!(numbers.take(2), Some(vec![3, 4]));
+        assert_eq!(numbers.take(2), Some(vec![5, 6]));
+        numbers.taken.remove(&4);
+        assert_eq!(numbers.take(2), Some(vec![4, 7]));
+        assert_eq!(numbers.take(usize::from(u16::MAX)), None);
+        assert_eq!(numbers.take(1), Some(vec![8]), "nothing was taken by who got nothing");
     }
 }

@@ -21,17 +21,21 @@ use banyan_router::node_key::NodeEntry;
 use banyan_router::slot_key::{NodeId, Peer, SlotKey};
 use banyan_router::{SlotCount, slot_of, user_slot};
 use banyan_router_etcd::coordination::Event as RingEvent;
-use banyan_router_peer::{Down, Me, NodeMessage, Outgoing, Receive, Security};
+use banyan_proto::wire::{Handed, NodeMessage};
+use banyan_router_peer::{Events, Link, Me, Options, Outgoing, Security, Why};
 use banyan_shard::{Elsewhere, Handle, SlotOrder};
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 /// Other nodes that own slots. Beyond them a node's rooms are out of reach for this one, and it says so.
 const PEERS_MAX: usize = 1_024;
-/// What waits for the switchboard; above that, who has news waits.
-const NEWS: usize = 1_024;
+/// Changes that are gathered before the table is made anew.
+const GATHER: usize = 1_024;
+/// How long an answer to a question is worth having: as long as a command may take.
+const WORTH: Duration = Duration::from_secs(10);
 /// A link that was lost by a reset and is refused within this time is a node that died.
 const DIED_WITHIN: Duration = Duration::from_secs(2);
 
@@ -43,7 +47,7 @@ struct Table {
     links: Vec<Option<u16>>,
     /// By link.
     ways: Vec<Option<Arc<dyn Way>>>,
-    peers: BTreeMap<Incarnation, Outgoing>,
+    peers: BTreeMap<Incarnation, Link>,
 }
 
 /// What those have in common who use the table.
@@ -53,7 +57,8 @@ pub(crate) struct Switchboard(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     table: ArcSwap<Table>,
-    news: mpsc::Sender<News>,
+    /// Bound: the links, and the runs of this node.
+    news: mpsc::UnboundedSender<News>,
     /// Links that lead to workers of this process come first.
     local: u16,
     /// On which pushes to user channels travel: nothing is answered to it.
@@ -69,8 +74,9 @@ enum News {
     /// It is over, and so is all that its workers say.
     Over,
     Backend(Backend),
-    Up { link: u16, session: u64 },
-    Down { link: u16, session: u64, why: Down },
+    Up { session: u64, link: Link },
+    Down { session: u64, why: Why },
+    Failed { session: u64, why: Why },
 }
 
 /// A node of which a peer was refused.
@@ -95,7 +101,7 @@ pub(crate) struct Parts {
 impl Switchboard {
     /// With the task that keeps it true; `ring` is a watch over everything.
     pub(crate) fn new(parts: Parts, ring: mpsc::Receiver<RingEvent>) -> (Self, Upkeep) {
-        let (news, inbox) = mpsc::channel(NEWS);
+        let (news, inbox) = mpsc::unbounded_channel();
         let table = Table {
             slots: parts.slots,
             links: vec![None; parts.slots.get() as usize],
@@ -135,37 +141,43 @@ impl Switchboard {
         usize::from(self.0.local) + PEERS_MAX
     }
 
-    pub(crate) async fn begun(&self, me: Me, handle: Option<Handle>) {
-        self.news(News::Begun { me, handle }).await;
+    pub(crate) fn begun(&self, me: Me, handle: Option<Handle>) {
+        self.news(News::Begun { me, handle });
     }
 
     /// To be called when the workers of the run have ended.
-    pub(crate) async fn over(&self) {
-        self.news(News::Over).await;
+    pub(crate) fn over(&self) {
+        self.news(News::Over);
     }
 
     /// Whose open questions are to be told of lost links.
     pub(crate) fn serves(&self, backend: Backend) {
-        let board = self.clone();
-        tokio::spawn(async move { board.news(News::Backend(backend)).await });
+        self.news(News::Backend(backend));
     }
 
-    async fn news(&self, news: News) {
+    fn news(&self, news: News) {
         // Nobody keeps the table any more when the node stops.
-        self.0.news.send(news).await.ok();
+        self.0.news.send(news).ok();
     }
 
     /// To a run of another node, if there is a link to it. What does not arrive is asked for again.
-    pub(crate) fn tell(&self, peer: &Peer, message: NodeMessage) -> bool {
-        let table = self.0.table.load();
-        table.peers.get(&peer.incarnation).is_some_and(|outgoing| outgoing.try_tell(message).is_ok())
+    pub(crate) fn tell(&self, peer: &Peer, message: NodeMessage) {
+        if let Some(link) = self.0.table.load().peers.get(&peer.incarnation) {
+            link.try_tell(message).ok();
+        }
     }
 
     /// To all runs that there are links to.
-    pub(crate) fn tell_all(&self, message: &NodeMessage) {
-        for outgoing in self.0.table.load().peers.values() {
-            outgoing.try_tell(message.clone()).ok();
+    pub(crate) fn tell_all(&self, message: NodeMessage) {
+        for link in self.0.table.load().peers.values() {
+            link.try_tell(message).ok();
         }
+    }
+
+    /// The state of a slot to its next owner. `false`: it will not get there.
+    pub(crate) fn hand(&self, peer: &Peer, handed: Handed) -> bool {
+        let table = self.0.table.load();
+        table.peers.get(&peer.incarnation).is_some_and(|link| link.try_hand(handed).is_ok())
     }
 
     fn send(&self, slot: SlotId, batch: ToShardBatch) -> Result<u16, NotSent> {
@@ -218,17 +230,17 @@ struct Run {
     handle: Option<Handle>,
 }
 
-/// A run of another node, and the link to it.
+/// A run of another node, and the tries to reach it.
 #[derive(Debug)]
-struct Link {
+struct Dialled {
     number: u16,
-    /// Of the tries to reach it; news of earlier ones is none.
+    /// News of earlier tries is none.
     session: u64,
     node: NodeId,
     outgoing: Outgoing,
-    is_up: bool,
+    link: Option<Link>,
     /// When a link that stood was reset.
-    reset_at: Option<tokio::time::Instant>,
+    reset_at: Option<Instant>,
     /// Its death was told.
     died: bool,
 }
@@ -239,12 +251,12 @@ pub(crate) struct Upkeep {
     board: Switchboard,
     parts: Parts,
     ring: mpsc::Receiver<RingEvent>,
-    inbox: mpsc::Receiver<News>,
+    inbox: mpsc::UnboundedReceiver<News>,
     nodes: BTreeMap<NodeId, NodeEntry>,
     known: Vec<Known>,
     told: Vec<Option<(Epoch, Option<u16>)>>,
     run: Option<Run>,
-    peers: BTreeMap<Incarnation, Link>,
+    peers: BTreeMap<Incarnation, Dialled>,
     sessions: u64,
     backend: Option<Backend>,
 }
@@ -262,7 +274,7 @@ impl Upkeep {
                 Some(event) = self.ring.recv() => self.ring(event),
             }
             // Whatever else there is, then one table.
-            for _ in 0..NEWS {
+            for _ in 0..GATHER {
                 if let Ok(event) = self.ring.try_recv() {
                     self.ring(event);
                 } else if let Ok(unknown) = self.parts.unknown_owners.try_recv() {
@@ -274,8 +286,8 @@ impl Upkeep {
             self.follow_nodes().await;
             self.publish().await;
         }
-        for link in self.peers.values() {
-            link.outgoing.close();
+        for (_, peer) in std::mem::take(&mut self.peers) {
+            peer.outgoing.close().await;
         }
     }
 
@@ -326,18 +338,39 @@ impl Upkeep {
             News::Begun { me, handle } => self.begun(me, handle).await,
             News::Over => self.local_lost().await,
             News::Backend(backend) => self.backend = Some(backend),
-            News::Up { link, session } => {
-                let Some(peer) = self.peers.values_mut().find(|peer| peer.number == link) else { return };
-                if peer.session != session {
-                    return;
-                }
-                (peer.is_up, peer.reset_at, peer.died) = (true, None, false);
-                let way: Arc<dyn Way> = Arc::new(ToPeer(peer.outgoing.clone()));
-                tracing::debug!(node = %peer.node, link, "link is up");
-                self.way(link, way).await;
+            News::Up { session, link } => {
+                let Some((_, peer)) = self.peer(session) else { return };
+                (peer.reset_at, peer.died) = (None, false);
+                peer.link = Some(link.clone());
+                let number = peer.number;
+                tracing::debug!(node = %peer.node, "link is up");
+                self.way(number, Arc::new(ToPeer(link))).await;
             }
-            News::Down { link, session, why } => self.down(link, session, &why).await,
+            News::Down { session, why } => {
+                let Some((_, peer)) = self.peer(session) else { return };
+                tracing::warn!(node = %peer.node, why = why.word(), "a link is lost: {why}");
+                peer.reset_at = matches!(why, Why::Reset).then(Instant::now);
+                let number = peer.number;
+                if peer.link.take().is_some() {
+                    self.lost(number).await;
+                }
+            }
+            News::Failed { session, why } => {
+                let Some((incarnation, peer)) = self.peer(session) else { return };
+                tracing::debug!(node = %peer.node, why = why.word(), "no link: {why}");
+                let reset = peer.reset_at.is_some_and(|at| at.elapsed() < DIED_WITHIN);
+                if matches!(why, Why::Refused) && reset && !std::mem::replace(&mut peer.died, true) {
+                    tracing::warn!(node = %peer.node, "nobody listens there any more");
+                    // Full: it is a short cut; without it the lease runs out.
+                    self.parts.died.try_send(Died(incarnation)).ok();
+                }
+            }
         }
+    }
+
+    fn peer(&mut self, session: u64) -> Option<(Incarnation, &mut Dialled)> {
+        let found = self.peers.iter_mut().find(|(_, peer)| peer.session == session);
+        found.map(|(incarnation, peer)| (*incarnation, peer))
     }
 
     async fn begun(&mut self, me: Me, handle: Option<Handle>) {
@@ -364,30 +397,6 @@ impl Upkeep {
         let Some(Run { handle: handle @ Some(_), .. }) = &mut self.run else { return };
         *handle = None;
         for link in 0..self.board.0.local {
-            self.lost(link).await;
-        }
-    }
-
-    async fn down(&mut self, link: u16, session: u64, why: &Down) {
-        let Some((incarnation, peer)) = self.peers.iter_mut().find(|(_, peer)| peer.number == link) else { return };
-        if peer.session != session {
-            return;
-        }
-        let stood = std::mem::replace(&mut peer.is_up, false);
-        let now = tokio::time::Instant::now();
-        if stood {
-            tracing::warn!(node = %peer.node, ?why, "link is lost");
-            peer.reset_at = matches!(why, Down::Reset | Down::Closed).then_some(now);
-        } else {
-            tracing::debug!(node = %peer.node, ?why, "no link");
-        }
-        let reset = peer.reset_at.is_some_and(|at| now < at + DIED_WITHIN);
-        if matches!(why, Down::Refused) && reset && !std::mem::replace(&mut peer.died, true) {
-            tracing::warn!(node = %peer.node, "nobody listens there any more");
-            // Full: it is a short cut; without it the lease runs out.
-            self.parts.died.try_send(Died(*incarnation)).ok();
-        }
-        if stood {
             self.lost(link).await;
         }
     }
@@ -428,26 +437,28 @@ impl Upkeep {
             };
             self.sessions += 1;
             let session = self.sessions;
-            let receiver = Receiver {
-                link: number,
-                session,
-                inboxes: self.parts.inboxes.clone(),
-                news: self.board.0.news.clone(),
-            };
+            let receiver =
+                Receiver { session, inboxes: self.parts.inboxes.clone(), news: self.board.0.news.clone() };
             let to = Peer { node: node.clone(), incarnation };
-            let outgoing =
-                Outgoing::open(address, to, self.parts.security.clone(), me.clone(), Arc::new(receiver));
-            let link = Link { number, session, node, outgoing, is_up: false, reset_at: None, died: false };
-            self.peers.insert(incarnation, link);
+            let outgoing = Outgoing::open(
+                address,
+                to,
+                self.parts.security.clone(),
+                me.clone(),
+                Options::default(),
+                Arc::new(receiver),
+            );
+            let dialled =
+                Dialled { number, session, node, outgoing, link: None, reset_at: None, died: false };
+            self.peers.insert(incarnation, dialled);
         }
     }
 
     async fn forget(&mut self, incarnation: Incarnation) {
-        let Some(link) = self.peers.remove(&incarnation) else { return };
-        link.outgoing.close();
-        if link.is_up {
-            self.lost(link.number).await;
-        }
+        let Some(peer) = self.peers.remove(&incarnation) else { return };
+        peer.outgoing.close().await;
+        // Also where its last `up` has not been heard of: the number may be another's next.
+        self.lost(peer.number).await;
     }
 
     /// A link leads somewhere.
@@ -495,7 +506,7 @@ impl Upkeep {
         {
             return u16::try_from(handle.worker_of_slot(slot)).ok();
         }
-        self.peers.get(&owner).filter(|peer| peer.is_up).map(|peer| peer.number)
+        self.peers.get(&owner).filter(|peer| peer.link.is_some()).map(|peer| peer.number)
     }
 
     async fn publish(&mut self) {
@@ -512,13 +523,15 @@ impl Upkeep {
             })
             .collect();
         let table = self.board.0.table.load();
-        let peers: BTreeMap<Incarnation, Outgoing> = self
+        let peers: BTreeMap<Incarnation, Link> = self
             .peers
             .iter()
-            .filter(|(_, peer)| peer.is_up)
-            .map(|(incarnation, peer)| (*incarnation, peer.outgoing.clone()))
+            .filter_map(|(incarnation, peer)| Some((*incarnation, peer.link.clone()?)))
             .collect();
-        if routes.is_empty() && peers.len() == table.peers.len() && peers.keys().eq(table.peers.keys()) {
+        // The link of a peer that is the same may be another.
+        let same = |(one, other): (&Link, &Link)| one.is(other);
+        let same = peers.keys().eq(table.peers.keys()) && peers.values().zip(table.peers.values()).all(same);
+        if routes.is_empty() && same {
             return;
         }
         let ways = table.ways.clone();
@@ -538,40 +551,40 @@ impl Upkeep {
 
 /// The way to another node.
 #[derive(Debug)]
-struct ToPeer(Outgoing);
+struct ToPeer(Link);
 
 impl Way for ToPeer {
     fn offer(&self, batch: ToShardBatch) -> Result<(), ToShardBatch> {
-        self.0.try_send(batch)
+        self.0.try_send(batch, WORTH)
     }
 }
 
 /// Takes what comes over one link.
 #[derive(Debug)]
 struct Receiver {
-    link: u16,
     session: u64,
     inboxes: Vec<mpsc::Sender<Vec<FromShard>>>,
-    news: mpsc::Sender<News>,
+    news: mpsc::UnboundedSender<News>,
 }
 
-impl Receive for Receiver {
-    fn up(&self) -> BoxFuture<'static, ()> {
-        let (news, link, session) = (self.news.clone(), self.link, self.session);
-        async move { drop(news.send(News::Up { link, session }).await) }.boxed()
+impl Events for Receiver {
+    fn up(&self, link: &Link) {
+        self.news.send(News::Up { session: self.session, link: link.clone() }).ok();
     }
 
-    fn down(&self, why: Down) -> BoxFuture<'static, ()> {
-        let (news, link, session) = (self.news.clone(), self.link, self.session);
-        async move { drop(news.send(News::Down { link, session, why }).await) }.boxed()
+    fn down(&self, why: &Why) {
+        self.news.send(News::Down { session: self.session, why: why.clone() }).ok();
     }
 
-    fn messages(&self, end: u16, batch: Vec<FromShard>) -> BoxFuture<'static, ()> {
-        let inbox = self.inboxes.get(usize::from(end)).cloned();
+    fn failed(&self, why: &Why) {
+        self.news.send(News::Failed { session: self.session, why: why.clone() }).ok();
+    }
+
+    fn messages(&self, end: LinkId, messages: Vec<FromShard>) -> BoxFuture<'_, ()> {
         async move {
             // An end that is not ours, or no longer there: nobody waits for it.
-            if let Some(inbox) = inbox {
-                inbox.send(batch).await.ok();
+            if let Some(inbox) = self.inboxes.get(usize::from(end.0)) {
+                inbox.send(messages).await.ok();
             }
         }
         .boxed()

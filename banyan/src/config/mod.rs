@@ -162,6 +162,10 @@ impl Config {
             let words = "cluster.etcd_cert and cluster.etcd_key go together: set both or neither";
             found.push((&["cluster.etcd_cert", "cluster.etcd_key"], words));
         }
+        if cluster.etcd_cert.is_some() && cluster.etcd_ca.is_none() {
+            let words = "cluster.etcd_cert without cluster.etcd_ca: name the authority that signed etcd's certificates";
+            found.push((&["cluster.etcd_cert", "cluster.etcd_ca"], words));
+        }
         if cluster.etcd_user.is_some() != cluster.etcd_password.0.is_some() {
             let words = "cluster.etcd_user and cluster.etcd_password go together: set both or neither";
             found.push((&["cluster.etcd_user", "cluster.etcd_password"], words));
