@@ -73,6 +73,14 @@ pub(crate) enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// The tables of a cluster's store: print, apply, check
+    #[command(subcommand, after_long_help = SCHEMA_HELP)]
+    Schema(Schema),
+    /// Make certificates with which the nodes of a cluster know each other
+    ///
+    /// Makes the cluster's own authority, if the directory has none, and a certificate for each node. Nothing is overwritten.
+    #[command(after_long_help = GENCERTS_HELP)]
+    Gencerts(Gencerts),
     /// Ask a running node on this machine whether it is ready
     #[command(after_long_help = HEALTHCHECK_HELP)]
     Healthcheck(Healthcheck),
@@ -131,6 +139,32 @@ Examples:
 Exit codes:
   0   the configuration is good
   64  it is not: each line on standard error is one thing to mend";
+
+const SCHEMA_HELP: &str = "\
+Examples:
+  banyan schema print                                     the CQL, to read or to run by hand
+  banyan schema apply --scylla 10.0.0.1:9042,10.0.0.2:9042
+  banyan schema check --scylla 10.0.0.1:9042 --json       replication, data centre, commit log
+
+Exit codes:
+  0   done; for check: nothing stands in the way
+  1   for check: the store cannot be used as it is
+  64  the command line or the configuration is wrong
+  69  no server answers
+  74  a newer release wrote the schema";
+
+const GENCERTS_HELP: &str = "\
+Each node gets ca.pem, its own NODE.pem and NODE.key: --peer-ca, --peer-cert, --peer-key. ca.key signs further nodes and
+stays with you. A certificate says what its node may do; a gateway's is refused where a shard is expected.
+
+Examples:
+  banyan gencerts --dir certs a b c
+  banyan gencerts --dir certs --roles gateway edge-1 edge-2
+
+Exit codes:
+  0   the files are made
+  64  the command line is wrong
+  74  a file is there already, or cannot be written";
 
 const HEALTHCHECK_HELP: &str = "\
 Asks GET /readyz on the ops port and prints the answer. For container health checks, which have no curl.
@@ -239,6 +273,56 @@ impl Settings {
                 hint: Some("`banyan genconfig` prints every setting with its default".to_owned()),
             },
         )
+    }
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Schema {
+    /// Print the CQL of this release's schema
+    Print(Settings),
+    /// Make the keyspace, or bring it to this release's version. One at a time
+    Apply(Settings),
+    /// Look at the servers' settings, and say what is wrong with them
+    Check {
+        #[command(flatten)]
+        settings: Settings,
+        /// As JSON: data_centre, findings [{level, text}]
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Gencerts {
+    /// Names of nodes, as their server.node_id
+    #[arg(value_name = "NODE")]
+    pub(crate) nodes: Vec<String>,
+    /// Where the files are made
+    #[arg(long = "dir", value_name = "DIRECTORY", default_value = "certs")]
+    pub(crate) directory: PathBuf,
+    /// The cluster's name, as its cluster.name
+    #[arg(long, value_name = "NAME", default_value = "banyan")]
+    pub(crate) cluster: String,
+    /// What the nodes may do
+    #[arg(long, value_name = "ROLES", value_delimiter = ',', default_value = "gateway,shard")]
+    pub(crate) roles: Vec<RoleName>,
+    /// How long the nodes' certificates are good
+    #[arg(long, value_name = "DURATION", value_parser = duration, default_value = "365d")]
+    pub(crate) valid: Duration,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum RoleName {
+    Gateway,
+    Shard,
+}
+
+impl RoleName {
+    pub(crate) fn role(self) -> banyan_router::node_key::Role {
+        match self {
+            Self::Gateway => banyan_router::node_key::Role::Gateway,
+            Self::Shard => banyan_router::node_key::Role::Shard,
+        }
     }
 }
 

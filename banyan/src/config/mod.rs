@@ -110,6 +110,11 @@ impl Config {
         found
     }
 
+    /// Where the keys of tokens are.
+    pub(crate) fn keys_dir(&self) -> &Path {
+        self.accounts.keys_dir.as_ref().unwrap_or(&self.server.data_dir)
+    }
+
     /// Whether the node is one of several.
     pub(crate) fn is_cluster(&self) -> bool {
         !self.cluster.etcd.is_empty()

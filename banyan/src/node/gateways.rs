@@ -239,7 +239,7 @@ fn net(network: &Network) -> Result<IpNet, Failure> {
 }
 
 fn accounts(config: &Config, store: Arc<dyn Accounts>) -> Result<Service, Failure> {
-    let directory = &config.server.data_dir;
+    let directory = config.keys_dir();
     let keys = token_cmd::keys(Keys::load_or_create(directory, Algorithm::default(), clock::unix_ms()))?;
     let wanted = &config.accounts;
     let options = accounts::Options {
@@ -256,7 +256,7 @@ fn accounts(config: &Config, store: Arc<dyn Accounts>) -> Result<Service, Failur
         },
         ..accounts::Options::default()
     };
-    Service::new(options, store, keys, Some(directory.clone()))
+    Service::new(options, store, keys, Some(directory.to_owned()))
         .map_err(|error| Failure::new(Exit::Usage, format!("accounts: {error}")))
 }
 

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use banyan_storage::embedded::{self, Embedded, OpenError};
 use banyan_storage::{Accounts, LogStore};
+use banyan_storage_scylla::{Finding, Level, Scylla};
 
 use crate::config::Config;
 use crate::failure::{Exit, Failure};
@@ -11,22 +12,40 @@ use crate::failure::{Exit, Failure};
 #[derive(Debug)]
 pub(super) enum Store {
     Embedded(Arc<Embedded>),
+    Cluster(Arc<Scylla>),
 }
 
 impl Store {
     pub(super) async fn open(config: &Config) -> Result<Self, Failure> {
-        open_embedded(config).map(|store| Self::Embedded(Arc::new(store)))
+        if config.scylla.nodes.is_empty() {
+            return open_embedded(config).map(|store| Self::Embedded(Arc::new(store)));
+        }
+        let server = crate::schema_cmd::connect(config, None).await?;
+        for Finding { level, text } in server.check().await {
+            match level {
+                Level::Error => {
+                    let failure = Failure::new(Exit::Usage, format!("the store: {text}"));
+                    return Err(failure.with_hint("`banyan schema check` looks at it again"));
+                }
+                Level::Warning => tracing::warn!("the store: {text}"),
+                Level::Note => tracing::info!("the store: {text}"),
+            }
+        }
+        let opened = server.open(|waiting| tracing::warn!("{waiting}")).await;
+        opened.map(|store| Self::Cluster(Arc::new(store))).map_err(crate::schema_cmd::refused)
     }
 
     pub(super) fn log(&self) -> Arc<dyn LogStore> {
         match self {
             Self::Embedded(store) => Arc::<Embedded>::clone(store),
+            Self::Cluster(store) => Arc::<Scylla>::clone(store),
         }
     }
 
     pub(super) fn accounts(&self) -> Arc<dyn Accounts> {
         match self {
             Self::Embedded(store) => Arc::<Embedded>::clone(store),
+            Self::Cluster(store) => Arc::<Scylla>::clone(store),
         }
     }
 
@@ -41,6 +60,8 @@ impl Store {
                 };
                 status.degraded.clone().or_else(full)
             }
+            // Of a store that does not answer the owners' fences tell.
+            Self::Cluster(_) => None,
         }
     }
 
@@ -48,6 +69,8 @@ impl Store {
     pub(super) fn close(self) {
         match self {
             Self::Embedded(store) => store.close(),
+            // Marks wait at most a second, and gateways state them again.
+            Self::Cluster(_) => {}
         }
     }
 }
