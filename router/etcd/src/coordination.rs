@@ -9,12 +9,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use banyan_proto::id::{Incarnation, SlotId};
-use banyan_router::encoding::{self, Frozen, Key};
+use banyan_router::encoding::{self, Key};
 use banyan_router::meta::{Meta, Mismatch};
 use banyan_router::node::{KeptAlive, Listing, TargetOutcome, Watched};
 use banyan_router::node_key::NodeEntry;
 use banyan_router::slot_key::{NodeId, Peer, SlotKey};
-use banyan_router::slot_owner::{CasOutcome, Failed};
+use banyan_router::slot_owner::{CasOutcome, Failed, Why};
 use banyan_router::target::Target;
 use futures_util::future::BoxFuture;
 use tokio::sync::mpsc;
@@ -126,8 +126,17 @@ pub trait Coordination: Send + Sync + Debug + 'static {
     /// Linearizable.
     fn read_slot(&self, slot: SlotId) -> BoxFuture<'_, Result<Option<SlotKey>, Failed>>;
 
-    /// Freezes ownership. The first reason stays.
-    fn write_frozen(&self, frozen: Frozen) -> BoxFuture<'_, Result<(), Failed>>;
+    /// If the slot's key is exactly `expect`, freezes ownership.
+    fn freeze(
+        &self,
+        slot: SlotId,
+        expect: Option<SlotKey>,
+        by: NodeId,
+        why: Why,
+    ) -> BoxFuture<'_, CasOutcome>;
+
+    /// Freezes ownership whatever the slots are: for `ring recover` alone. A reason that is there stays.
+    fn freeze_to_recover(&self) -> BoxFuture<'_, Result<(), Failed>>;
 
     fn lift_frozen(&self) -> BoxFuture<'_, Result<(), Failed>>;
 

@@ -13,7 +13,6 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use banyan_proto::id::SlotId;
-use banyan_router::encoding::Frozen;
 use banyan_router::node::{Action, End, Input, KeptAlive, Node, TargetOutcome, Watched};
 use banyan_router::node_key::NodeEntry;
 use banyan_router::slot::SlotCount;
@@ -555,12 +554,11 @@ impl Runner {
             }
             Action::AskReady { peer } => self.surroundings.ask_ready(&peer),
             Action::SayReady { to } => self.surroundings.say_ready(&to),
-            Action::WriteFrozen { slot, why } => {
+            Action::WriteFrozen { slot, why, expect } => {
                 self.surroundings.frozen(slot, why);
-                let otherwise = Some(Input::FrozenWritten(Err(Failed)));
-                self.etcd("write_frozen", otherwise, async move {
-                    let frozen = Frozen::SetBack { slot, by: me.node, why };
-                    Some(Input::FrozenWritten(etcd.write_frozen(frozen).await))
+                let otherwise = Some(Input::FrozenWritten(CasOutcome::Unknown));
+                self.etcd("freeze", otherwise, async move {
+                    Some(Input::FrozenWritten(etcd.freeze(slot, expect, me.node, why).await))
                 });
             }
             Action::Slot { slot, action } => self.perform_slot(slot, action),

@@ -493,6 +493,7 @@ impl Kv for Servers {
 }
 
 /// A watch on one server.
+#[derive(Debug)]
 pub struct ServerWatch {
     stream: WatchStream,
     turns: watch::Receiver<Preferred>,
