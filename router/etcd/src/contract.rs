@@ -2,7 +2,10 @@
 //!
 //! Functions panic where the backend is wrong. Each uses a cluster name of its own, so they may share servers.
 
-#![allow(clippy::unwrap_used, reason = "these are tests; they live here so that every backend's tests can run them")]
+#![allow(
+    clippy::unwrap_used,
+    reason = "these are tests; they live here so that every backend's tests can run them"
+)]
 
 pub mod cluster;
 
@@ -256,7 +259,10 @@ async fn newer_values_are_swapped(world: &dyn World) {
     world.put(prefix("newer", &Key::Slot(slot)), newer(encoding::encode_slot(&first))).await;
     assert_eq!(ring.cas_slot(slot, Some(first.clone()), second.clone()).await, CasOutcome::Won);
     world.put(prefix("newer", &Key::Slot(slot)), newer(encoding::encode_slot(&second))).await;
-    assert_eq!(ring.cas_slot(slot, Some(first), slot_key("c", 3, 3)).await, CasOutcome::Lost(Some(second.clone())));
+    assert_eq!(
+        ring.cas_slot(slot, Some(first), slot_key("c", 3, 3)).await,
+        CasOutcome::Lost(Some(second.clone()))
+    );
     assert_eq!(ring.freeze_to_recover().await, Ok(()));
     let frozen = ring.cas_slot(slot, Some(second.clone()), slot_key("c", 3, 3)).await;
     assert_eq!(frozen, CasOutcome::Lost(Some(second)), "frozen, whoever wrote it");

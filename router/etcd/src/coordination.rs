@@ -28,8 +28,11 @@ pub struct LeaseId(pub i64);
 /// What people are told.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("etcd at {at} does not answer as it should: {source}")]
+    #[error("etcd at {at} does not answer: {source}")]
     Etcd { at: String, source: kv::Error },
+    /// Trying again does not help.
+    #[error("etcd at {at} refuses: {why}")]
+    Refused { at: String, why: String },
     #[error("the address of an etcd server must be http://HOST:PORT or https://HOST:PORT, not {0:?}")]
     Address(String),
     #[error("no etcd server is named")]
@@ -98,12 +101,8 @@ pub trait Coordination: Send + Sync + Debug + 'static {
     fn keep_alive(&self, lease: LeaseId) -> BoxFuture<'_, KeptAlive>;
 
     /// Puts the node's key again if it is still the one on this lease. `false`: it is not.
-    fn put_node(
-        &self,
-        lease: LeaseId,
-        node: NodeId,
-        entry: NodeEntry,
-    ) -> BoxFuture<'_, Result<bool, Failed>>;
+    fn put_node(&self, lease: LeaseId, node: NodeId, entry: NodeEntry)
+    -> BoxFuture<'_, Result<bool, Failed>>;
 
     /// Ends a lease and what is on it.
     fn revoke(&self, lease: LeaseId) -> BoxFuture<'_, Result<(), Failed>>;
@@ -120,8 +119,7 @@ pub trait Coordination: Send + Sync + Debug + 'static {
     fn cas_slot(&self, slot: SlotId, expect: Option<SlotKey>, new: SlotKey) -> BoxFuture<'_, CasOutcome>;
 
     /// The same though ownership is frozen: for `ring recover` alone.
-    fn recover_slot(&self, slot: SlotId, expect: Option<SlotKey>, new: SlotKey)
-    -> BoxFuture<'_, CasOutcome>;
+    fn recover_slot(&self, slot: SlotId, expect: Option<SlotKey>, new: SlotKey) -> BoxFuture<'_, CasOutcome>;
 
     /// Linearizable.
     fn read_slot(&self, slot: SlotId) -> BoxFuture<'_, Result<Option<SlotKey>, Failed>>;

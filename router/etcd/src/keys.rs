@@ -86,8 +86,12 @@ impl<K: Kv> Keys<K> {
         Key::parse(std::str::from_utf8(path).ok()?.strip_prefix(&*self.prefix)?)
     }
 
-    fn error(&self, source: kv::Error) -> Error {
-        Error::Etcd { at: self.kv.describe(), source }
+    pub(crate) fn error(&self, source: kv::Error) -> Error {
+        let at = self.kv.describe();
+        match source {
+            kv::Error::Refused(why) => Error::Refused { at, why },
+            source => Error::Etcd { at, source },
+        }
     }
 
     // ---------------------------------------------------------------- reads
@@ -268,8 +272,7 @@ impl<K: Kv> Keys<K> {
     async fn create_node(&self, lease: LeaseId, node: NodeId, entry: NodeEntry) -> Joined {
         let key = Key::Node(node);
         let path = self.path(&key);
-        let then =
-            Then::Put { key: path.clone(), value: encoding::encode_node(&entry), lease: Some(lease) };
+        let then = Then::Put { key: path.clone(), value: encoding::encode_node(&entry), lease: Some(lease) };
         let txn = Txn { when: vec![If::Absent(path.clone())], then, read: vec![path] };
         let done = self.kv.txn(txn).await;
         match self.answer("join", done) {
@@ -288,8 +291,8 @@ impl<K: Kv> Keys<K> {
     async fn remove_node(&self, peer: Peer) -> Result<(), Failed> {
         let key = Key::Node(peer.node);
         let Some(found) = self.answer("delete_node", self.read(&key).await)? else { return Ok(()) };
-        let names_it = encoding::decode_node(&found.value)
-            .is_ok_and(|entry| entry.incarnation == peer.incarnation);
+        let names_it =
+            encoding::decode_node(&found.value).is_ok_and(|entry| entry.incarnation == peer.incarnation);
         if names_it {
             let path = self.path(&key);
             let when = If::Modified(path.clone(), found.modified);
@@ -329,8 +332,8 @@ impl<K: Kv> Keys<K> {
             }
         };
         let Some(there) = there else { return Ok(mine) };
-        let there = encoding::decode_meta(&there)
-            .map_err(|source| Error::Value { key: key.name(), source })?;
+        let there =
+            encoding::decode_meta(&there).map_err(|source| Error::Value { key: key.name(), source })?;
         mine.founding.check(&there.founding)?;
         Ok(there)
     }
@@ -442,12 +445,10 @@ impl<K: Kv> Coordination for Keys<K> {
             match self.swap("cas_target", &key, bytes, then, false, means_the_same).await {
                 Swapped::Won => TargetOutcome::Won,
                 Swapped::Lost(None) => TargetOutcome::Lost(None),
-                Swapped::Lost(Some(value)) => {
-                    match self.understood(&key, encoding::decode_target(&value)) {
-                        Some(target) => TargetOutcome::Lost(Some(Arc::new(target))),
-                        None => TargetOutcome::Unknown,
-                    }
-                }
+                Swapped::Lost(Some(value)) => match self.understood(&key, encoding::decode_target(&value)) {
+                    Some(target) => TargetOutcome::Lost(Some(Arc::new(target))),
+                    None => TargetOutcome::Unknown,
+                },
                 Swapped::Unknown => TargetOutcome::Unknown,
             }
         }
@@ -459,12 +460,7 @@ impl<K: Kv> Coordination for Keys<K> {
         self.if_slot("cas_slot", slot, expect, then, true).boxed()
     }
 
-    fn recover_slot(
-        &self,
-        slot: SlotId,
-        expect: Option<SlotKey>,
-        new: SlotKey,
-    ) -> BoxFuture<'_, CasOutcome> {
+    fn recover_slot(&self, slot: SlotId, expect: Option<SlotKey>, new: SlotKey) -> BoxFuture<'_, CasOutcome> {
         let then = self.put(&Key::Slot(slot), encoding::encode_slot(&new));
         self.if_slot("recover_slot", slot, expect, then, false).boxed()
     }

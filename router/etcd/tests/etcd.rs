@@ -272,6 +272,7 @@ async fn runs_serve_on_without_etcd_and_freeze_when_it_was_set_back() {
     server.snapshot_restore(&file).await.unwrap();
     until(&a, "it notices that etcd was set back", |view| view.standing == Standing::Frozen).await;
     assert!(!ground.frozen().is_empty());
+    until(&a, "the key is there for all to see", |view| view.frozen).await;
     let all = ring.read_all().await.unwrap();
     assert!(all.frozen.is_some_and(|why| why.contains("banyan ring recover")));
 }
@@ -306,7 +307,7 @@ async fn users_and_their_rights() {
     for (options, says) in [
         (as_user("ring", "word"), "authentication failed"),
         (as_user("other", "pass"), "permission denied"),
-        (Options::new(server.endpoints(), "mine"), ""),
+        (Options::new(server.endpoints(), "mine"), "user name is empty"),
     ] {
         assert!(!format!("{options:?}").contains("pass\""), "passwords are not shown");
         let error = Etcd::connect(options).await.unwrap_err().to_string();
@@ -376,7 +377,8 @@ async fn tls_both_ways() {
     let with = |ca: &str, leaf: Option<&str>| Options {
         tls: Some(Tls {
             ca: files.read(ca),
-            identity: leaf.map(|leaf| (files.read(&format!("{leaf}.pem")), files.read(&format!("{leaf}.key")))),
+            identity: leaf
+                .map(|leaf| (files.read(&format!("{leaf}.pem")), files.read(&format!("{leaf}.key")))),
             domain: None,
         }),
         ..Options::new(server.endpoints(), "tls")

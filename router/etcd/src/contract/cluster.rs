@@ -48,6 +48,11 @@ struct GroundState {
     handed_over: usize,
     dead: Vec<(Incarnation, End)>,
     frozen: Vec<Why>,
+    /// Requests under way, and the most that ever were.
+    busy: usize,
+    busiest: usize,
+    /// How long each takes.
+    takes: Duration,
 }
 
 impl Ground {
@@ -67,6 +72,20 @@ impl Ground {
         self.state().frozen.clone()
     }
 
+    pub fn dead(&self) -> Vec<(Incarnation, End)> {
+        self.state().dead.clone()
+    }
+
+    /// The most requests to the store that were ever under way at once.
+    pub fn busiest(&self) -> usize {
+        self.state().busiest
+    }
+
+    /// Every request to the store takes so long from now on.
+    pub fn slow_down(&self, takes: Duration) {
+        self.state().takes = takes;
+    }
+
     /// Nobody serves for it any more: it was stopped from outside.
     pub fn forget(&self, run: &Peer) {
         let mut state = self.state();
@@ -78,6 +97,26 @@ impl Ground {
         if let Some(handle) = self.state().handles.get(&to).cloned() {
             tokio::spawn(async move { handle.input(input).await });
         }
+    }
+}
+
+/// One request to the store, until it is answered or given up.
+struct Busy(Arc<Ground>);
+
+impl Busy {
+    fn begin(ground: Arc<Ground>) -> Self {
+        {
+            let mut state = ground.state();
+            state.busy += 1;
+            state.busiest = state.busiest.max(state.busy);
+        }
+        Self(ground)
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.state().busy -= 1;
     }
 }
 
@@ -95,8 +134,10 @@ impl Place {
     ) -> BoxFuture<'static, Result<T, Failed>> {
         let ground = Arc::clone(&self.ground);
         async move {
-            sleep(Duration::from_millis(1)).await;
-            Ok(act(&mut ground.state()))
+            let busy = Busy::begin(ground);
+            let takes = busy.0.state().takes;
+            sleep(takes.max(Duration::from_millis(1))).await;
+            Ok(act(&mut busy.0.state()))
         }
         .boxed()
     }
@@ -136,10 +177,11 @@ impl Records for Place {
     ) -> BoxFuture<'static, Result<(), Failed>> {
         self.later(move |state| {
             let rows = state.owners.entry(slot).or_default();
-            let mut put = |tenure: Tenure, closed: bool| match rows.iter_mut().find(|row| row.tenure == tenure) {
-                Some(row) => row.closed |= closed,
-                None => rows.push(OwnerRow { tenure, closed }),
-            };
+            let mut put =
+                |tenure: Tenure, closed: bool| match rows.iter_mut().find(|row| row.tenure == tenure) {
+                    Some(row) => row.closed |= closed,
+                    None => rows.push(OwnerRow { tenure, closed }),
+                };
             put(row.tenure, row.closed);
             closes.into_iter().for_each(|tenure| put(tenure, true));
         })
@@ -176,10 +218,8 @@ impl Surroundings for Place {
     }
 
     fn drain(&self, slot: SlotId, drain: u32) {
-        self.ground.told(
-            self.me.incarnation,
-            Input::Slot { slot, input: slot_owner::Input::Drained { drain } },
-        );
+        self.ground
+            .told(self.me.incarnation, Input::Slot { slot, input: slot_owner::Input::Drained { drain } });
     }
 
     fn resume(&self, slot: SlotId, tenure: Tenure) {
@@ -240,29 +280,38 @@ impl Running {
         tokio::time::timeout(LIMIT, &mut self.ended).await.expect("the run ends").unwrap()
     }
 
-    /// Its workers stop ticking, or begin again.
+    /// Its workers stop ticking.
     pub fn stall(&mut self) {
         self.ticking.abort();
     }
 }
 
-pub fn start(
-    ring: &Arc<dyn Coordination>,
-    ground: &Arc<Ground>,
-    me: &Peer,
-    entry: NodeEntry,
-) -> Running {
-    let slots = SlotCount::new(SLOTS).unwrap();
-    let limits = node::Limits { settle_ms: 300, ..node::Limits::default() };
-    let options = node::Options { me: me.clone(), entry, slots, workers: 2, limits };
-    start_node(ring, ground, Node::new(options, 0))
+/// What a run of that name sees of the ground.
+pub fn place(ground: &Arc<Ground>, me: &Peer) -> Arc<dyn Surroundings> {
+    Arc::new(Place { ground: Arc::clone(ground), me: me.clone() })
 }
 
-fn start_node(ring: &Arc<dyn Coordination>, ground: &Arc<Ground>, node: Node) -> Running {
+/// A run that has not begun.
+pub fn new_node(me: &Peer, entry: NodeEntry) -> Node {
+    let slots = SlotCount::new(SLOTS).unwrap();
+    let limits = node::Limits { settle_ms: 300, ..node::Limits::default() };
+    Node::new(node::Options { me: me.clone(), entry, slots, workers: 2, limits }, 0)
+}
+
+pub fn start(ring: &Arc<dyn Coordination>, ground: &Arc<Ground>, me: &Peer, entry: NodeEntry) -> Running {
+    start_node(ring, ground, new_node(me, entry), runner::Limits::default())
+}
+
+/// The next run of a node, or a first one within other limits.
+pub fn start_node(
+    ring: &Arc<dyn Coordination>,
+    ground: &Arc<Ground>,
+    node: Node,
+    limits: runner::Limits,
+) -> Running {
     let slots = SlotCount::new(SLOTS).unwrap();
     let me = node.me().clone();
-    let place = Arc::new(Place { ground: Arc::clone(ground), me: me.clone() });
-    let limits = runner::Limits::default();
+    let place = place(ground, &me);
     let (runner, handle) = Runner::new(node, slots, 2, Arc::clone(ring), place, limits);
     ground.state().handles.insert(me.incarnation, handle.clone());
     let stop = CancellationToken::new();
@@ -351,7 +400,7 @@ pub(super) async fn run(world: &dyn World) {
     a.stall();
     let ended = a.end().await;
     assert_eq!(ended.why, runner::Why::Dead(End::LeaseLost), "{name:?}");
-    let a = start_node(&ring, &ground, ended.node.rejoin(Incarnation(11), 0));
+    let a = start_node(&ring, &ground, ended.node.rejoin(Incarnation(11), 0), runner::Limits::default());
     until_serving(&ground, &[&a], "its next run takes all").await;
     assert!(ground.state().fences.contains(&Incarnation(1)));
 
