@@ -316,10 +316,7 @@ pub fn decode_meta(value: &[u8]) -> Result<Meta, Error> {
         .ok_or_else(|| Error::Invalid(format!("not the id of a cluster: {:?}", json.cluster)))?;
     let slots = SlotCount::new(json.slots).map_err(|error| Error::Invalid(error.to_string()))?;
     let MetaJson { data_center, keyspace, replication, .. } = json;
-    Ok(Meta {
-        cluster: ClusterId(cluster),
-        founding: Founding { slots, data_center, keyspace, replication },
-    })
+    Ok(Meta { cluster: ClusterId(cluster), founding: Founding { slots, data_center, keyspace, replication } })
 }
 
 #[cfg(test)]
@@ -435,7 +432,9 @@ mod tests {
         assert_eq!(decode_meta(want.as_bytes()).unwrap(), meta);
         let newer = want.replace(r#""v":1"#, r#""v":1,"zone":"x""#);
         assert_eq!(decode_meta(newer.as_bytes()).unwrap(), meta);
-        for bad in [want.replace("4096", "4095"), want.replace("c1\"", "c\""), want.replace(r#""v":1"#, r#""v":2"#)] {
+        for bad in
+            [want.replace("4096", "4095"), want.replace("c1\"", "c\""), want.replace(r#""v":1"#, r#""v":2"#)]
+        {
             assert!(decode_meta(bad.as_bytes()).is_err(), "{bad}");
         }
     }

@@ -9,12 +9,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use banyan_proto::id::{Incarnation, SlotId};
-use banyan_router::encoding::{self, Frozen, Key};
+use banyan_router::encoding::{self, Key};
 use banyan_router::meta::{Meta, Mismatch};
 use banyan_router::node::{KeptAlive, Listing, TargetOutcome, Watched};
 use banyan_router::node_key::NodeEntry;
 use banyan_router::slot_key::{NodeId, Peer, SlotKey};
-use banyan_router::slot_owner::{CasOutcome, Failed};
+use banyan_router::slot_owner::{CasOutcome, Failed, Why};
 use banyan_router::target::Target;
 use futures_util::future::BoxFuture;
 use tokio::sync::mpsc;
@@ -28,8 +28,11 @@ pub struct LeaseId(pub i64);
 /// What people are told.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("etcd at {at} does not answer as it should: {source}")]
+    #[error("etcd at {at} does not answer: {source}")]
     Etcd { at: String, source: kv::Error },
+    /// Trying again does not help.
+    #[error("etcd at {at} refuses: {why}")]
+    Refused { at: String, why: String },
     #[error("the address of an etcd server must be http://HOST:PORT or https://HOST:PORT, not {0:?}")]
     Address(String),
     #[error("no etcd server is named")]
@@ -98,12 +101,8 @@ pub trait Coordination: Send + Sync + Debug + 'static {
     fn keep_alive(&self, lease: LeaseId) -> BoxFuture<'_, KeptAlive>;
 
     /// Puts the node's key again if it is still the one on this lease. `false`: it is not.
-    fn put_node(
-        &self,
-        lease: LeaseId,
-        node: NodeId,
-        entry: NodeEntry,
-    ) -> BoxFuture<'_, Result<bool, Failed>>;
+    fn put_node(&self, lease: LeaseId, node: NodeId, entry: NodeEntry)
+    -> BoxFuture<'_, Result<bool, Failed>>;
 
     /// Ends a lease and what is on it.
     fn revoke(&self, lease: LeaseId) -> BoxFuture<'_, Result<(), Failed>>;
@@ -120,14 +119,22 @@ pub trait Coordination: Send + Sync + Debug + 'static {
     fn cas_slot(&self, slot: SlotId, expect: Option<SlotKey>, new: SlotKey) -> BoxFuture<'_, CasOutcome>;
 
     /// The same though ownership is frozen: for `ring recover` alone.
-    fn recover_slot(&self, slot: SlotId, expect: Option<SlotKey>, new: SlotKey)
-    -> BoxFuture<'_, CasOutcome>;
+    fn recover_slot(&self, slot: SlotId, expect: Option<SlotKey>, new: SlotKey) -> BoxFuture<'_, CasOutcome>;
 
     /// Linearizable.
     fn read_slot(&self, slot: SlotId) -> BoxFuture<'_, Result<Option<SlotKey>, Failed>>;
 
-    /// Freezes ownership. The first reason stays.
-    fn write_frozen(&self, frozen: Frozen) -> BoxFuture<'_, Result<(), Failed>>;
+    /// If the slot's key is exactly `expect`, freezes ownership.
+    fn freeze(
+        &self,
+        slot: SlotId,
+        expect: Option<SlotKey>,
+        by: NodeId,
+        why: Why,
+    ) -> BoxFuture<'_, CasOutcome>;
+
+    /// Freezes ownership whatever the slots are: for `ring recover` alone. A reason that is there stays.
+    fn freeze_to_recover(&self) -> BoxFuture<'_, Result<(), Failed>>;
 
     fn lift_frozen(&self) -> BoxFuture<'_, Result<(), Failed>>;
 

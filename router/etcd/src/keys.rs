@@ -14,7 +14,7 @@ use banyan_router::meta::Meta;
 use banyan_router::node::{KeptAlive, Listing, TargetOutcome};
 use banyan_router::node_key::NodeEntry;
 use banyan_router::slot_key::{NodeId, Peer, SlotKey};
-use banyan_router::slot_owner::{CasOutcome, Failed};
+use banyan_router::slot_owner::{CasOutcome, Failed, Why};
 use banyan_router::target::Target;
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
@@ -86,8 +86,12 @@ impl<K: Kv> Keys<K> {
         Key::parse(std::str::from_utf8(path).ok()?.strip_prefix(&*self.prefix)?)
     }
 
-    fn error(&self, source: kv::Error) -> Error {
-        Error::Etcd { at: self.kv.describe(), source }
+    pub(crate) fn error(&self, source: kv::Error) -> Error {
+        let at = self.kv.describe();
+        match source {
+            kv::Error::Refused(why) => Error::Refused { at, why },
+            source => Error::Etcd { at, source },
+        }
     }
 
     // ---------------------------------------------------------------- reads
@@ -178,13 +182,13 @@ impl<K: Kv> Keys<K> {
 
     // ---------------------------------------------------------------- transactions
 
-    /// `is_expected` says of bytes that are not `expect`'s own whether they mean the same.
+    /// If the key holds what was expected, `then` is done. `is_expected` says of bytes that are not `expect`'s own whether they mean the same.
     async fn swap(
         &self,
         what: &'static str,
         key: &Key,
         expect: Option<Vec<u8>>,
-        new: Vec<u8>,
+        then: Then,
         unless_frozen: bool,
         is_expected: impl Fn(&[u8]) -> bool + Send,
     ) -> Swapped {
@@ -198,8 +202,7 @@ impl<K: Kv> Keys<K> {
                 None => If::Absent(path.clone()),
             }];
             when.extend(unless_frozen.then(|| If::Absent(frozen.clone())));
-            let then = Then::Put { key: path.clone(), value: new.clone(), lease: None };
-            let txn = Txn { when, then, read: vec![path.clone(), frozen.clone()] };
+            let txn = Txn { when, then: then.clone(), read: vec![path.clone(), frozen.clone()] };
             let read = match self.kv.txn(txn).await {
                 Ok(Done::Applied) => {
                     metrics::request(what, "won");
@@ -233,18 +236,23 @@ impl<K: Kv> Keys<K> {
         Swapped::Unknown
     }
 
-    async fn swap_slot(
+    fn put(&self, key: &Key, value: Vec<u8>) -> Then {
+        Then::Put { key: self.path(key), value, lease: None }
+    }
+
+    /// If the slot's key is exactly `expect`, `then` is done.
+    async fn if_slot(
         &self,
+        what: &'static str,
         slot: SlotId,
         expect: Option<SlotKey>,
-        new: SlotKey,
+        then: Then,
         unless_frozen: bool,
     ) -> CasOutcome {
         let key = Key::Slot(slot);
         let bytes = expect.as_ref().map(encoding::encode_slot);
         let means_the_same = |value: &[u8]| encoding::decode_slot(value).ok() == expect;
-        let new = encoding::encode_slot(&new);
-        match self.swap("cas_slot", &key, bytes, new, unless_frozen, means_the_same).await {
+        match self.swap(what, &key, bytes, then, unless_frozen, means_the_same).await {
             Swapped::Won => CasOutcome::Won,
             Swapped::Lost(None) => CasOutcome::Lost(None),
             Swapped::Lost(Some(value)) => match self.understood(&key, encoding::decode_slot(&value)) {
@@ -264,8 +272,7 @@ impl<K: Kv> Keys<K> {
     async fn create_node(&self, lease: LeaseId, node: NodeId, entry: NodeEntry) -> Joined {
         let key = Key::Node(node);
         let path = self.path(&key);
-        let then =
-            Then::Put { key: path.clone(), value: encoding::encode_node(&entry), lease: Some(lease) };
+        let then = Then::Put { key: path.clone(), value: encoding::encode_node(&entry), lease: Some(lease) };
         let txn = Txn { when: vec![If::Absent(path.clone())], then, read: vec![path] };
         let done = self.kv.txn(txn).await;
         match self.answer("join", done) {
@@ -284,8 +291,8 @@ impl<K: Kv> Keys<K> {
     async fn remove_node(&self, peer: Peer) -> Result<(), Failed> {
         let key = Key::Node(peer.node);
         let Some(found) = self.answer("delete_node", self.read(&key).await)? else { return Ok(()) };
-        let names_it = encoding::decode_node(&found.value)
-            .is_ok_and(|entry| entry.incarnation == peer.incarnation);
+        let names_it =
+            encoding::decode_node(&found.value).is_ok_and(|entry| entry.incarnation == peer.incarnation);
         if names_it {
             let path = self.path(&key);
             let when = If::Modified(path.clone(), found.modified);
@@ -325,8 +332,8 @@ impl<K: Kv> Keys<K> {
             }
         };
         let Some(there) = there else { return Ok(mine) };
-        let there = encoding::decode_meta(&there)
-            .map_err(|source| Error::Value { key: key.name(), source })?;
+        let there =
+            encoding::decode_meta(&there).map_err(|source| Error::Value { key: key.name(), source })?;
         mine.founding.check(&there.founding)?;
         Ok(there)
     }
@@ -434,16 +441,14 @@ impl<K: Kv> Coordination for Keys<K> {
             let bytes = expect.as_deref().map(encoding::encode_target);
             let means_the_same =
                 |value: &[u8]| encoding::decode_target(value).ok().as_ref() == expect.as_deref();
-            let new = encoding::encode_target(&new);
-            match self.swap("cas_target", &key, bytes, new, false, means_the_same).await {
+            let then = self.put(&key, encoding::encode_target(&new));
+            match self.swap("cas_target", &key, bytes, then, false, means_the_same).await {
                 Swapped::Won => TargetOutcome::Won,
                 Swapped::Lost(None) => TargetOutcome::Lost(None),
-                Swapped::Lost(Some(value)) => {
-                    match self.understood(&key, encoding::decode_target(&value)) {
-                        Some(target) => TargetOutcome::Lost(Some(Arc::new(target))),
-                        None => TargetOutcome::Unknown,
-                    }
-                }
+                Swapped::Lost(Some(value)) => match self.understood(&key, encoding::decode_target(&value)) {
+                    Some(target) => TargetOutcome::Lost(Some(Arc::new(target))),
+                    None => TargetOutcome::Unknown,
+                },
                 Swapped::Unknown => TargetOutcome::Unknown,
             }
         }
@@ -451,16 +456,13 @@ impl<K: Kv> Coordination for Keys<K> {
     }
 
     fn cas_slot(&self, slot: SlotId, expect: Option<SlotKey>, new: SlotKey) -> BoxFuture<'_, CasOutcome> {
-        self.swap_slot(slot, expect, new, true).boxed()
+        let then = self.put(&Key::Slot(slot), encoding::encode_slot(&new));
+        self.if_slot("cas_slot", slot, expect, then, true).boxed()
     }
 
-    fn recover_slot(
-        &self,
-        slot: SlotId,
-        expect: Option<SlotKey>,
-        new: SlotKey,
-    ) -> BoxFuture<'_, CasOutcome> {
-        self.swap_slot(slot, expect, new, false).boxed()
+    fn recover_slot(&self, slot: SlotId, expect: Option<SlotKey>, new: SlotKey) -> BoxFuture<'_, CasOutcome> {
+        let then = self.put(&Key::Slot(slot), encoding::encode_slot(&new));
+        self.if_slot("recover_slot", slot, expect, then, false).boxed()
     }
 
     fn read_slot(&self, slot: SlotId) -> BoxFuture<'_, Result<Option<SlotKey>, Failed>> {
@@ -477,12 +479,23 @@ impl<K: Kv> Coordination for Keys<K> {
         .boxed()
     }
 
-    fn write_frozen(&self, frozen: Frozen) -> BoxFuture<'_, Result<(), Failed>> {
+    fn freeze(
+        &self,
+        slot: SlotId,
+        expect: Option<SlotKey>,
+        by: NodeId,
+        why: Why,
+    ) -> BoxFuture<'_, CasOutcome> {
+        let frozen = Frozen::SetBack { slot, by, why };
+        let then = self.put(&Key::Frozen, encoding::encode_frozen(&frozen));
+        self.if_slot("freeze", slot, expect, then, false).boxed()
+    }
+
+    fn freeze_to_recover(&self) -> BoxFuture<'_, Result<(), Failed>> {
         async move {
-            let path = self.path(&Key::Frozen);
-            let value = encoding::encode_frozen(&frozen);
-            let then = Then::Put { key: path.clone(), value, lease: None };
-            self.guarded("write_frozen", If::Absent(path), then).await.map(|_| ())
+            let then = self.put(&Key::Frozen, encoding::encode_frozen(&Frozen::Recover));
+            let when = If::Absent(self.path(&Key::Frozen));
+            self.guarded("freeze", when, then).await.map(|_| ())
         }
         .boxed()
     }

@@ -8,6 +8,7 @@ mod keys;
 mod kv;
 mod watch;
 
+pub mod contract;
 pub mod memory;
 pub mod servers;
 

@@ -33,6 +33,8 @@ impl Keys<Store> {
 #[derive(Clone, Default)]
 pub struct Store {
     shared: Arc<Shared>,
+    /// No fault reaches it.
+    direct: bool,
 }
 
 #[derive(Default)]
@@ -226,6 +228,12 @@ impl Store {
         changed
     }
 
+    /// The same keys, by a way that no fault of reach is on.
+    #[must_use]
+    pub fn direct(&self) -> Self {
+        Self { shared: Arc::clone(&self.shared), direct: true }
+    }
+
     // ---------------------------------------------------------------- faults
 
     /// The next transactions are carried out, and nobody hears of it.
@@ -280,7 +288,7 @@ impl Store {
     async fn reach(&self) -> Result<(), Error> {
         let (reach, delay) = {
             let state = self.state();
-            (state.reach, state.delay)
+            if self.direct { (Reach::Up, Duration::ZERO) } else { (state.reach, state.delay) }
         };
         match reach {
             Reach::Up if delay >= TIMEOUT => {
@@ -350,7 +358,7 @@ impl Kv for Store {
 
     async fn txn(&self, txn: Txn) -> Result<Done, Error> {
         self.reach().await?;
-        let fault = self.state().faults.pop_front();
+        let fault = if self.direct { None } else { self.state().faults.pop_front() };
         let unheard = || Error::Unknown("the answer is lost".to_owned());
         match fault {
             None => self.with(|data| data.apply(&txn)),
@@ -409,6 +417,7 @@ impl Kv for Store {
 }
 
 /// A watch on the stand-in.
+#[derive(Debug)]
 pub struct StoreWatch {
     store: Store,
     prefix: Vec<u8>,
@@ -421,7 +430,7 @@ impl StoreWatch {
     /// What there is to be shown; `None`: nothing.
     fn poll(&mut self) -> Result<Option<Vec<Changed>>, Broken> {
         let mut state = self.store.state();
-        if state.run != self.run || state.reach != Reach::Up {
+        if state.run != self.run || (state.reach != Reach::Up && !self.store.direct) {
             return Err(Broken::Lost("closed by the server".to_owned()));
         }
         let data = &mut state.data;
@@ -454,5 +463,80 @@ impl Watch for StoreWatch {
                 () = tokio::time::sleep_until(next_end.unwrap_or_else(Instant::now)), if next_end.is_some() => {}
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::contract::slot_key;
+    use crate::coordination::{Coordination, Event};
+    use banyan_proto::id::SlotId;
+    use banyan_router::slot_owner::CasOutcome;
+
+    const SLOT: SlotId = SlotId(0);
+
+    fn ring() -> Keys<Store> {
+        Keys::memory("test").unwrap()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lost_answer_is_unknown_and_was_carried_out() {
+        let ring = ring();
+        ring.kv().lose_answers(1);
+        assert_eq!(ring.cas_slot(SLOT, None, slot_key("a", 1, 1)).await, CasOutcome::Unknown);
+        let lost = CasOutcome::Lost(Some(slot_key("a", 1, 1)));
+        assert_eq!(ring.cas_slot(SLOT, None, slot_key("b", 2, 1)).await, lost);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_late_transaction_is_judged_when_it_arrives() {
+        let ring = ring();
+        let late = Duration::from_secs(1);
+        ring.kv().apply_late(2, late);
+        assert_eq!(ring.cas_slot(SLOT, None, slot_key("a", 1, 1)).await, CasOutcome::Unknown);
+        assert_eq!(ring.cas_slot(SlotId(1), None, slot_key("a", 1, 1)).await, CasOutcome::Unknown);
+        assert_eq!(ring.read_slot(SLOT).await, Ok(None));
+        assert_eq!(ring.cas_slot(SlotId(1), None, slot_key("b", 2, 1)).await, CasOutcome::Won);
+        tokio::time::sleep(late * 2).await;
+        assert_eq!(ring.read_slot(SLOT).await, Ok(Some(slot_key("a", 1, 1))));
+        assert_eq!(ring.read_slot(SlotId(1)).await, Ok(Some(slot_key("b", 2, 1))), "too late");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_restored_stand_in_is_listed_anew() {
+        let ring = ring();
+        assert_eq!(ring.cas_slot(SLOT, None, slot_key("a", 1, 1)).await, CasOutcome::Won);
+        let snapshot = ring.kv().snapshot();
+        let mut events = ring.watch(8);
+        assert!(matches!(events.recv().await, Some(Event::Listed(_))));
+        let second = slot_key("b", 2, 2);
+        assert_eq!(ring.cas_slot(SLOT, Some(slot_key("a", 1, 1)), second).await, CasOutcome::Won);
+        assert!(matches!(events.recv().await, Some(Event::Watched(_))));
+        ring.kv().restore(&snapshot);
+        // Other changes, at the same revision and above, before the watch is there again.
+        for slot in 1..9 {
+            assert_eq!(ring.cas_slot(SlotId(slot), None, slot_key("c", 3, 1)).await, CasOutcome::Won);
+        }
+        match events.recv().await {
+            Some(Event::Listed(listing)) => {
+                assert_eq!(listing.slots.len(), 9);
+                assert!(listing.slots.contains(&(SLOT, slot_key("a", 1, 1))));
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_it_remembers_is_bounded() {
+        let store = Store::default();
+        let put = Then::Put { key: b"k".to_vec(), value: b"v".to_vec(), lease: None };
+        let txn = Txn { when: Vec::new(), then: put, read: Vec::new() };
+        for _ in 0..REMEMBERED_MAX * 2 {
+            store.txn(txn.clone()).await.unwrap();
+        }
+        let state = store.state();
+        assert!(state.data.log.len() <= REMEMBERED_MAX);
+        assert!(state.data.keys[&b"k"[..]].len() <= REMEMBERED_MAX + 1);
     }
 }

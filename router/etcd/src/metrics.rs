@@ -2,7 +2,8 @@
 
 /// One request to etcd and what came of it.
 pub(crate) fn request(what: &'static str, outcome: &'static str) {
-    metrics::counter!("banyan_router_etcd_requests_total", "request" => what, "outcome" => outcome).increment(1);
+    metrics::counter!("banyan_router_etcd_requests_total", "request" => what, "outcome" => outcome)
+        .increment(1);
 }
 
 /// The watch has begun: listed anew, or resumed where it broke.

@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use banyan_proto::id::Incarnation;
-use banyan_router::encoding::Frozen;
 use banyan_router::recover::{Action, Input, Progress, Recover};
 use banyan_router::slot::SlotCount;
 use banyan_router::slot_owner::{CasOutcome, Failed};
@@ -62,7 +61,7 @@ pub async fn recover(
 
 async fn perform(action: Action, etcd: Arc<dyn Coordination>, records: Arc<dyn Records>) -> Input {
     match action {
-        Action::WriteFrozen => Input::Frozen(in_time(etcd.write_frozen(Frozen::Recover)).await),
+        Action::WriteFrozen => Input::Frozen(in_time(etcd.freeze_to_recover()).await),
         Action::ReadIncarnations => Input::Incarnations(in_time(records.read_incarnations()).await),
         Action::WriteFence { incarnation } => {
             let result = in_time(records.write_fence(incarnation)).await;

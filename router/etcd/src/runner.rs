@@ -13,13 +13,12 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use banyan_proto::id::SlotId;
-use banyan_router::encoding::Frozen;
 use banyan_router::node::{Action, End, Input, KeptAlive, Node, TargetOutcome, Watched};
 use banyan_router::node_key::NodeEntry;
 use banyan_router::slot::SlotCount;
 use banyan_router::slot_owner::{self, CasOutcome, Failed};
-use futures_util::future::BoxFuture;
 use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
@@ -501,11 +500,18 @@ impl Runner {
                 let request = self.surroundings.register_incarnation(me);
                 let limit = self.limits.store_timeout;
                 let otherwise = Input::IncarnationRegistered(Err(Failed));
-                self.vital("register_incarnation", limit, otherwise, request.map(Input::IncarnationRegistered));
+                self.vital(
+                    "register_incarnation",
+                    limit,
+                    otherwise,
+                    request.map(Input::IncarnationRegistered),
+                );
             }
             Action::Join { entry } => self.join(entry),
             Action::KeepAlive => {
-                let Some(lease) = self.lease() else { return self.feed_soon(Input::KeptAlive(KeptAlive::LeaseGone)) };
+                let Some(lease) = self.lease() else {
+                    return self.feed_soon(Input::KeptAlive(KeptAlive::LeaseGone));
+                };
                 let limit = self.limits.etcd_timeout;
                 let otherwise = Input::KeptAlive(KeptAlive::Failed);
                 self.vital("keep_alive", limit, otherwise, async move {
@@ -555,12 +561,11 @@ impl Runner {
             }
             Action::AskReady { peer } => self.surroundings.ask_ready(&peer),
             Action::SayReady { to } => self.surroundings.say_ready(&to),
-            Action::WriteFrozen { slot, why } => {
+            Action::WriteFrozen { slot, why, expect } => {
                 self.surroundings.frozen(slot, why);
-                let otherwise = Some(Input::FrozenWritten(Err(Failed)));
-                self.etcd("write_frozen", otherwise, async move {
-                    let frozen = Frozen::SetBack { slot, by: me.node, why };
-                    Some(Input::FrozenWritten(etcd.write_frozen(frozen).await))
+                let otherwise = Some(Input::FrozenWritten(CasOutcome::Unknown));
+                self.etcd("freeze", otherwise, async move {
+                    Some(Input::FrozenWritten(etcd.freeze(slot, expect, me.node, why).await))
                 });
             }
             Action::Slot { slot, action } => self.perform_slot(slot, action),
@@ -594,7 +599,9 @@ impl Runner {
             }
             Of::PutOwner { row, closes } => {
                 let request = self.surroundings.put_owner(slot, row, closes);
-                self.store("put_owner", request, move |result| of(slot_owner::Input::OwnerPut { row, result }));
+                self.store("put_owner", request, move |result| {
+                    of(slot_owner::Input::OwnerPut { row, result })
+                });
             }
             Of::ReadOwners => {
                 let request = self.surroundings.read_owners(slot);
@@ -672,5 +679,154 @@ impl Runner {
         };
         tracing::info!(node = %self.node.me().node, ?why, "this run is over");
         Ended { node: self.node, why }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::contract::cluster::{Ground, new_node, start, start_node, until, until_serving};
+    use crate::contract::{entry, node, peer};
+    use crate::keys::Keys;
+    use crate::memory::{Reach, Store};
+    use banyan_proto::id::Incarnation;
+    use banyan_router::node::Standing;
+
+    fn ground() -> (Store, Arc<dyn Coordination>, Arc<Ground>) {
+        let store = Store::default();
+        let ring = Keys::new(store.clone(), "test").unwrap();
+        (store, Arc::new(ring), Arc::new(Ground::default()))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_store_that_does_not_answer_in_time_has_failed() {
+        let (_, ring, ground) = ground();
+        ground.slow_down(Duration::from_secs(3_600));
+        let began = Instant::now();
+        let run = start(&ring, &ground, &peer("a", 1), entry(1));
+        assert_eq!(run.end().await.why, Why::Dead(End::NotJoined));
+        assert_eq!(began.elapsed().as_secs(), Limits::default().store_timeout.as_secs());
+        assert_eq!(ground.dead(), [(Incarnation(1), End::NotJoined)]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn requests_are_bounded_and_the_rest_waits() {
+        let (_, ring, ground) = ground();
+        let limits = Limits { in_flight: 3, ..Limits::default() };
+        let run = start_node(&ring, &ground, new_node(&peer("a", 1), entry(1)), limits);
+        until_serving(&ground, &[&run], "all is served in the end").await;
+        assert_eq!(ground.busiest(), 3, "never more, and not fewer while 64 slots wait");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn slow_requests_do_not_cost_the_lease() {
+        let (_, ring, ground) = ground();
+        let run = start(&ring, &ground, &peer("a", 1), entry(1));
+        until_serving(&ground, &[&run], "it owns all").await;
+        ground.slow_down(Duration::from_secs(3_600));
+        let other = start(&ring, &ground, &peer("b", 2), entry(2));
+        assert_eq!(other.end().await.why, Why::Dead(End::NotJoined));
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        assert_eq!(run.view().standing, Standing::Up);
+        assert_eq!(ring.read_node(Incarnation(1)).await, Ok(false));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_sends_to_a_full_inbox_waits() {
+        let (_, ring, _) = ground();
+        let ground = Arc::new(Ground::default());
+        let limits = Limits { inbox: 2, ..Limits::default() };
+        let place = crate::contract::cluster::place(&ground, &peer("a", 1));
+        let slots = SlotCount::new(64).unwrap();
+        let (runner, handle) = Runner::new(new_node(&peer("a", 1), entry(1)), slots, 2, ring, place, limits);
+        assert_eq!(handle.try_input(Input::Tick), Ok(true));
+        assert_eq!(handle.try_input(Input::Tick), Ok(true));
+        assert_eq!(handle.try_input(Input::Tick), Ok(false));
+        let sent = handle.input(Input::Drain);
+        assert!(timeout(Duration::from_secs(1), sent).await.is_err(), "it waits");
+        drop(runner);
+        assert_eq!(handle.try_input(Input::Tick), Err(Over));
+        assert_eq!(handle.input(Input::Drain).await, Err(Over));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_fenced_run_ends_at_once_and_nobody_waits_for_its_lease() {
+        let (_, ring, ground) = ground();
+        let run = start(&ring, &ground, &peer("a", 1), entry(1));
+        until_serving(&ground, &[&run], "it owns all").await;
+        let began = Instant::now();
+        run.handle.fenced();
+        let ended = run.end().await;
+        assert_eq!(ended.why, Why::Dead(End::Fenced));
+        assert_eq!(ring.read_node(Incarnation(1)).await, Ok(true), "its key is gone with it");
+        assert!(began.elapsed() < Duration::from_millis(100));
+        let next = start_node(&ring, &ground, ended.node.rejoin(Incarnation(2), 0), Limits::default());
+        until_serving(&ground, &[&next], "the next run takes all").await;
+        // A stuck one alike.
+        next.handle.stuck();
+        assert_eq!(next.end().await.why, Why::Dead(End::Stuck));
+        assert_eq!(ring.read_node(Incarnation(2)).await, Ok(true));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stopped_run_leaves_its_key_to_its_lease_and_the_next_one_waits_for_it() {
+        let (_, ring, ground) = ground();
+        let run = start(&ring, &ground, &peer("a", 1), entry(1));
+        until_serving(&ground, &[&run], "it owns all").await;
+        run.kill(&ground).await;
+        assert_eq!(ring.read_node(Incarnation(1)).await, Ok(false));
+        let began = Instant::now();
+        let next = start(&ring, &ground, &peer("a", 2), entry(2));
+        until_serving(&ground, &[&next], "the next run takes all").await;
+        assert!(began.elapsed() < Limits::default().ttl + Duration::from_secs(2), "{:?}", began.elapsed());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn without_etcd_it_serves_on_and_says_so() {
+        let (store, ring, ground) = ground();
+        let run = start(&ring, &ground, &peer("a", 1), entry(1));
+        until_serving(&ground, &[&run], "it owns all").await;
+        for reach in [Reach::Hangs, Reach::Refuses] {
+            store.set_reach(reach);
+            until(&run, "it is degraded", |view| view.standing == Standing::Degraded).await;
+            tokio::time::sleep(Duration::from_secs(60)).await;
+            assert_eq!(run.view().serving, 64);
+            assert!(!run.view().fresh);
+            store.set_reach(Reach::Up);
+            until(&run, "it is up", |view| view.standing == Standing::Up && view.fresh).await;
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn lost_and_late_answers_end_in_one_owner_for_each_slot() {
+        let (store, ring, ground) = ground();
+        let a = start(&ring, &ground, &peer("a", 1), entry(1));
+        until(&a, "it has joined", |view| view.standing == Standing::Up).await;
+        store.lose_answers(20);
+        store.apply_late(20, Duration::from_millis(300));
+        until_serving(&ground, &[&a], "it owns all").await;
+        let b = start(&ring, &ground, &peer("b", 2), entry(2));
+        until(&b, "it has joined", |view| view.standing == Standing::Up).await;
+        store.lose_answers(20);
+        store.apply_late(20, Duration::from_millis(300));
+        until_serving(&ground, &[&a, &b], "both own half").await;
+        assert!(ground.dead().is_empty(), "{:?}", ground.dead());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_joins_unheard_begins_again_under_another_name() {
+        let (store, ring, ground) = ground();
+        store.lose_answers(1);
+        let run = start(&ring, &ground, &peer("a", 1), entry(1));
+        let ended = run.end().await;
+        assert_eq!(ended.why, Why::Dead(End::NotJoined));
+        assert_eq!(
+            ring.read_node(Incarnation(1)).await,
+            Ok(true),
+            "what was put unheard went with its lease"
+        );
+        let next = start_node(&ring, &ground, ended.node.rejoin(Incarnation(2), 0), Limits::default());
+        until_serving(&ground, &[&next], "the next run owns all").await;
+        assert_eq!(next.view().nodes[&node("a")].incarnation, Incarnation(2));
     }
 }

@@ -110,9 +110,10 @@ impl Keys<Servers> {
         let cluster = options.cluster.clone();
         let keys = Self::new(Servers::new(options)?, &cluster)?;
         let range = Range { key: keys.prefix().into(), end: None, revision: None, limit: 1 };
-        let read = keys.kv().range(range).await;
-        read.map_err(|source| Told::Etcd { at: keys.kv().describe(), source })?;
-        Ok(keys)
+        match keys.kv().range(range).await {
+            Ok(_) => Ok(keys),
+            Err(error) => Err(keys.error(error)),
+        }
     }
 }
 
@@ -213,8 +214,7 @@ impl Servers {
 
     async fn client(&self, server: usize) -> Result<Client, Error> {
         let server = &self.shared.servers[server];
-        let connect =
-            || async { Client::connect([&server.url], Some(self.shared.connect.clone())).await };
+        let connect = || async { Client::connect([&server.url], Some(self.shared.connect.clone())).await };
         let client = server.client.get_or_try_init(connect).await;
         // Nothing but who we are was said yet.
         client.cloned().map_err(|error| match error_of(error) {
@@ -330,17 +330,22 @@ fn error_of(error: etcd_client::Error) -> Error {
             tonic::Code::PermissionDenied | tonic::Code::Unauthenticated => {
                 Error::Refused(status.message().to_owned())
             }
-            // How etcd says that name and password do not fit: "authentication failed".
-            tonic::Code::InvalidArgument if status.message().contains("authentication failed") => {
+            // How etcd says that name and password do not fit, or that it wants them.
+            tonic::Code::InvalidArgument
+                if ["authentication failed", "user name is empty"]
+                    .iter()
+                    .any(|why| status.message().contains(why)) =>
+            {
                 Error::Refused(status.message().to_owned())
             }
             _ if is_connect_error(&status) => Error::NotSent(text_of(&status)),
             _ => Error::Unknown(text_of(&status)),
         },
         // Found before anything was sent.
-        Etcd::InvalidArgs(_) | Etcd::InvalidUri(_) | Etcd::TransportError(_) | Etcd::InvalidMetadataValue(_) => {
-            Error::NotSent(error.to_string())
-        }
+        Etcd::InvalidArgs(_)
+        | Etcd::InvalidUri(_)
+        | Etcd::TransportError(_)
+        | Etcd::InvalidMetadataValue(_) => Error::NotSent(error.to_string()),
         error => Error::Unknown(error.to_string()),
     }
 }
@@ -355,7 +360,8 @@ fn is_connect_error(status: &tonic::Status) -> bool {
 
 /// With the deepest cause: `tcp connect error` alone helps nobody.
 fn text_of(status: &tonic::Status) -> String {
-    match causes(status).last() {
+    let cause = causes(status).last().map(ToString::to_string);
+    match cause.filter(|cause| !status.message().contains(cause)) {
         Some(cause) => format!("{}: {cause}", status.message()),
         None => status.message().to_owned(),
     }
@@ -439,7 +445,8 @@ impl Kv for Servers {
     async fn grant(&self, ttl: Duration) -> Result<LeaseId, Error> {
         let seconds = ttl.as_secs_f64().ceil().max(1.0) as i64;
         // A lease that was granted unheard ends by itself.
-        let granted = self.repeatable(|client| async move { client.lease_client().grant(seconds, None).await });
+        let granted =
+            self.repeatable(|client| async move { client.lease_client().grant(seconds, None).await });
         Ok(LeaseId(granted.await?.id()))
     }
 
@@ -463,7 +470,9 @@ impl Kv for Servers {
     async fn revoke(&self, lease: LeaseId) -> Result<(), Error> {
         self.repeatable(|client| async move {
             match client.lease_client().revoke(lease.0).await {
-                Err(etcd_client::Error::GRpcStatus(status)) if status.code() == tonic::Code::NotFound => Ok(()),
+                Err(etcd_client::Error::GRpcStatus(status)) if status.code() == tonic::Code::NotFound => {
+                    Ok(())
+                }
                 revoked => revoked.map(|_| ()),
             }
         })
@@ -493,6 +502,7 @@ impl Kv for Servers {
 }
 
 /// A watch on one server.
+#[derive(Debug)]
 pub struct ServerWatch {
     stream: WatchStream,
     turns: watch::Receiver<Preferred>,

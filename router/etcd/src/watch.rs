@@ -32,7 +32,8 @@ pub(crate) fn begin<K: Kv>(keys: Keys<K>, buffer: usize) -> mpsc::Receiver<Event
     let (events, receiver) = mpsc::channel(buffer.max(1));
     tokio::spawn(async move {
         let fresh_at = Instant::now();
-        let mut watcher = Watcher { keys, events: events.clone(), position: None, fresh_at, said_gone: false };
+        let mut watcher =
+            Watcher { keys, events: events.clone(), position: None, fresh_at, said_gone: false };
         tokio::select! {
             () = events.closed() => {}
             Err(Dropped) = watcher.run() => {}
@@ -94,7 +95,9 @@ impl<K: Kv> Watcher<K> {
             match doubt {
                 Doubt::Unreachable(why) => return Ok(why),
                 Doubt::Other => {
-                    tracing::info!("what etcd remembers does not show what was watched last: all is listed again");
+                    tracing::info!(
+                        "what etcd remembers does not show what was watched last: all is listed again"
+                    );
                     self.position = None;
                 }
             }
