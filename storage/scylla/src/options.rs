@@ -26,7 +26,7 @@ pub struct Options {
     pub fence_hedge_after: Duration,
     /// The same for other reads and for writes that may be made twice (never for appends and records).
     pub hedge_after: Duration,
-    /// Statements of writes that are with the servers at once; further ones wait.
+    /// Statements of writes that are with the servers at once; further ones wait. More would wait there, and run into their timeouts.
     pub writes_in_flight: usize,
     /// Statements of reads that are with the servers at once; further ones wait.
     pub reads_in_flight: usize,
@@ -55,8 +55,8 @@ impl Options {
             fence_read_timeout: Duration::from_secs(1),
             fence_hedge_after: Duration::from_millis(15),
             hedge_after: Duration::from_millis(100),
-            writes_in_flight: 1_024,
-            reads_in_flight: 512,
+            writes_in_flight: 256,
+            reads_in_flight: 256,
             writes_max: 65_536,
             write_bytes_max: 64 << 20,
             reads_waiting_max: 16_384,

@@ -343,7 +343,7 @@ mod tests {
         assert!(release("2026.1") >= LWT_ON_TABLETS);
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn nobody_there_is_said_until_the_deadline() {
         let mut options = Options::new(vec!["127.0.0.1:1".to_owned()], "banyan");
         options.start_deadline = Some(Duration::from_millis(1_200));
