@@ -6,13 +6,16 @@
 //! processes that this crate started are signalled; every wait has a deadline, and its error carries the log's end.
 //! Does not: know Banyan, or speak more of a server's protocol than it takes to see that it is ready.
 
+pub mod balancer;
 pub mod cassandra;
 mod cql;
 pub mod etcd;
 mod http;
 mod ports;
 pub mod process;
+pub mod prometheus;
 pub mod proxy;
+pub mod redis;
 mod spawner;
 pub mod tools;
 
