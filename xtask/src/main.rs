@@ -45,6 +45,9 @@ enum Task {
     /// Kills the server under load and checks that nothing acked is lost
     #[command(disable_help_flag = true)]
     Crash(Rest),
+    /// Starts a whole cluster on this machine: etcd, a CQL store, nodes, HAProxy
+    #[command(disable_help_flag = true)]
+    Cluster(Rest),
     /// Simulates the whole cluster over its cores, seed by seed, and checks what its clients saw
     #[command(disable_help_flag = true)]
     Sim(Rest),
@@ -121,6 +124,11 @@ fn start(task: Task) -> anyhow::Result<bool> {
             // The server first: the test binary looks for it beside itself.
             pass_on(workspace.cargo().args(["build", "--package", "banyan"]))?;
             let arguments = ["run", "--quiet", "--package", "banyan-tests", "--bin", "crash", "--"];
+            pass_on(workspace.cargo().args(arguments).args(rest.arguments))
+        }
+        Task::Cluster(rest) => {
+            pass_on(workspace.cargo().args(["build", "--package", "banyan"]))?;
+            let arguments = ["run", "--quiet", "--package", "banyan-tests", "--bin", "cluster", "--"];
             pass_on(workspace.cargo().args(arguments).args(rest.arguments))
         }
         Task::Sim(rest) => {
