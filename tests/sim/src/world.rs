@@ -253,6 +253,8 @@ pub struct World {
     broken: Option<Broken>,
     /// Since when no client has wanted anything that could change a room.
     still_since: Option<Time>,
+    /// When the timeline shows next what the nodes know and wait for.
+    pub accounts_at: Time,
 }
 
 /// What a liveness run leaves broken.
@@ -322,6 +324,7 @@ impl World {
             healed: false,
             broken: None,
             still_since: None,
+            accounts_at: 0,
             plan,
         };
         // The first one makes the rooms.
@@ -386,6 +389,7 @@ impl World {
         }
         let Some(event) = self.schedule.pop() else { return false };
         self.recorder.now = self.now();
+        self.note_accounts();
         if self.now() > LIMIT || self.inputs > INPUTS_MAX {
             self.wrong(|| "the run does not end".to_owned());
             return false;
@@ -784,7 +788,8 @@ impl World {
         }
         // A command whose client has gone may be held by its gateway for as long.
         let held_until = self.clients[0].finish_at + self.plan.ttl + 2 * SECOND;
-        let still = (*self.still_since.get_or_insert(self.schedule.now())).max(held_until);
+        let now = self.now();
+        let still = (*self.still_since.get_or_insert(now)).max(held_until);
         if !self.clients.iter().all(Client::is_settled) {
             return;
         }
