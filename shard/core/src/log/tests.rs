@@ -2,10 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use banyan_proto::id::{Epoch, Incarnation, Origin};
+use banyan_proto::id::{Epoch, Incarnation, Origin, UnixMs};
+use banyan_storage::log_store::SEGMENTS_MAX;
 use bytes::Bytes;
 use proptest::prelude::*;
 
+use super::chain::Chain;
+use super::tail::Look;
 use super::*;
 
 const LOG: LogId = LogId(7);
