@@ -23,8 +23,9 @@ use banyan_proto::plant::{self, Bug};
 use banyan_storage::log_store::{Said, SegmentRecord, Span, Write};
 use banyan_storage::{Derived, Page, Range, ReadLimit, Row, TAIL};
 use banyan_storage::{NotDone, Outcome};
+use smallvec::SmallVec;
 
-use crate::room::Now;
+use crate::room::{Now, earliest};
 
 use attempt::{Attempt, Settled};
 
@@ -115,6 +116,9 @@ pub enum Input {
     Tick,
 }
 
+/// What one call asks for: mostly one thing, on the caller's stack.
+pub type Actions = SmallVec<[Action; 2]>;
+
 /// What must be done, or has come to pass. At most one read, one barrier and one write of each [`Which`] are under way.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
@@ -187,7 +191,7 @@ pub struct Log {
     /// While opening: the newest rows read so far, ascending.
     tail: Vec<Row>,
     record: Option<Box<(SegmentRecord, Attempt)>>,
-    rows: Option<Box<RowsWrite>>,
+    rows: Option<RowsWrite>,
     derived: Option<Box<(Derived, Attempt)>>,
 }
 
@@ -195,7 +199,8 @@ pub struct Log {
 struct RowsWrite {
     segment: SegmentId,
     bucket: Bucket,
-    rows: Vec<Row>,
+    /// With the store, too, while it has them.
+    rows: Arc<[Row]>,
     /// `None`: not yet; the segment's record comes first.
     attempt: Option<Attempt>,
 }
@@ -272,7 +277,7 @@ impl Log {
     }
 
     /// Applies one input and pushes what must be done onto `out`.
-    pub fn handle(&mut self, now: Now, input: Input, out: &mut Vec<Action>) {
+    pub fn handle(&mut self, now: Now, input: Input, out: &mut Actions) {
         match (input, self.phase) {
             (Input::Said(said), Phase::ReadsSaid) => match said {
                 Ok(Some(said)) => self.read_segments(Reading { how: How::ReadOnly(said), tries: 0 }, out),
@@ -310,9 +315,9 @@ impl Log {
             _ => None,
         };
         let record = self.record.as_deref().and_then(|(_, attempt)| attempt.again_at_ms());
-        let rows = self.rows.as_deref().and_then(|write| write.attempt.as_ref()?.again_at_ms());
+        let rows = self.rows.as_ref().and_then(|write| write.attempt.as_ref()?.again_at_ms());
         let derived = self.derived.as_deref().and_then(|(_, attempt)| attempt.again_at_ms());
-        [again, record, rows, derived].into_iter().flatten().min()
+        earliest([again, record, rows, derived])
     }
 
     /// Appends may come, or one is under way. Also of a room that is [`Self::is_absent`].
@@ -384,22 +389,22 @@ impl Log {
 
     // ---------------------------------------------------------------- writes
 
-    fn send_record(&mut self, record: SegmentRecord, out: &mut Vec<Action>) {
-        out.push(Action::Write { which: Which::Record, write: Write::Record(record.clone()) });
+    fn send_record(&mut self, record: SegmentRecord, out: &mut Actions) {
+        out.push(record_action(&record));
         self.record = Some(Box::new((record, Attempt::sent(&self.limits))));
     }
 
-    fn send_rows(&self, write: &mut RowsWrite, out: &mut Vec<Action>) {
+    fn send_rows(&self, write: &mut RowsWrite, out: &mut Actions) {
         write.attempt = Some(Attempt::sent(&self.limits));
         out.push(write.action());
     }
 
-    fn send_derived(&mut self, derived: Derived, out: &mut Vec<Action>) {
+    fn send_derived(&mut self, derived: Derived, out: &mut Actions) {
         out.push(derived_action(&derived));
         self.derived = Some(Box::new((derived, Attempt::sent(&self.limits))));
     }
 
-    fn tick(&mut self, now: Now, out: &mut Vec<Action>) {
+    fn tick(&mut self, now: Now, out: &mut Actions) {
         if let Phase::ReadsAgain { reading, at_ms } = self.phase
             && at_ms <= now.mono_ms
         {
@@ -408,9 +413,9 @@ impl Log {
         if let Some((record, attempt)) = self.record.as_deref_mut()
             && attempt.is_due(now.mono_ms)
         {
-            out.push(Action::Write { which: Which::Record, write: Write::Record(record.clone()) });
+            out.push(record_action(record));
         }
-        if let Some(write) = self.rows.as_deref_mut()
+        if let Some(write) = &mut self.rows
             && write.attempt.as_mut().is_some_and(|attempt| attempt.is_due(now.mono_ms))
         {
             if plant::is(Bug::RetryUnderNewSeq) && self.phase == Phase::AppendsRows {
@@ -425,11 +430,11 @@ impl Log {
         }
     }
 
-    fn wrote(&mut self, now: Now, which: Which, outcome: Outcome, out: &mut Vec<Action>) {
+    fn wrote(&mut self, now: Now, which: Which, outcome: Outcome, out: &mut Actions) {
         let may_end = matches!(self.phase, Phase::AppendsRecord | Phase::AppendsRows | Phase::Changes);
         let attempt = match which {
             Which::Record => self.record.as_deref_mut().map(|(_, attempt)| attempt),
-            Which::Rows => self.rows.as_deref_mut().and_then(|write| write.attempt.as_mut()),
+            Which::Rows => self.rows.as_mut().and_then(|write| write.attempt.as_mut()),
             Which::Derived => self.derived.as_deref_mut().map(|(_, attempt)| attempt),
         };
         let Some(attempt) = attempt else {
@@ -453,7 +458,7 @@ impl Log {
                 }
                 Which::Rows => {
                     if let Some(write) = self.rows.take() {
-                        self.rows_stored(now, write.rows, out);
+                        self.rows_stored(now, &write.rows, out);
                     }
                 }
                 Which::Derived => {
@@ -464,7 +469,7 @@ impl Log {
         }
     }
 
-    fn record_stored(&mut self, now: Now, record: SegmentRecord, out: &mut Vec<Action>) {
+    fn record_stored(&mut self, now: Now, record: SegmentRecord, out: &mut Actions) {
         match self.phase {
             Phase::Rewrites => self.go_on_if_rewritten(now, out),
             Phase::Records { .. } if plant::is(Bug::RecordBeforeRewrite) => {
@@ -491,7 +496,7 @@ impl Log {
         }
     }
 
-    fn derived_stored(&mut self, now: Now, out: &mut Vec<Action>) {
+    fn derived_stored(&mut self, now: Now, out: &mut Actions) {
         match self.phase {
             Phase::OpenDerives if reapplies_early() => {
                 self.write_own_record(now, true, out);
@@ -515,14 +520,14 @@ impl Log {
 impl RowsWrite {
     fn action(&self) -> Action {
         let Self { segment, bucket, rows, .. } = self;
-        let write = Write::Rows { segment: *segment, bucket: *bucket, rows: rows.clone() };
+        let write = Write::Rows { segment: *segment, bucket: *bucket, rows: Arc::clone(rows) };
         Action::Write { which: Which::Rows, write }
     }
 
     /// The bug: what may be stored already is appended once more, behind itself.
     fn renumber(&mut self) {
         let by = self.rows.len() as u64;
-        for row in &mut self.rows {
+        for row in Arc::make_mut(&mut self.rows) {
             row.seq.0 += by;
             row.batch_first.0 += by;
         }
@@ -532,6 +537,10 @@ impl RowsWrite {
 /// Only for planted bugs: before the own record.
 fn reapplies_early() -> bool {
     plant::is(Bug::DerivedReappliedBeforeRecord) || plant::is(Bug::DerivedReappliedAfterRewrite)
+}
+
+fn record_action(record: &SegmentRecord) -> Action {
+    Action::Write { which: Which::Record, write: Write::Record(Box::new(record.clone())) }
 }
 
 fn derived_action(derived: &Derived) -> Action {

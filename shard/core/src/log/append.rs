@@ -1,15 +1,17 @@
 //! Appending to a log that is open: rows first, what they change beside the log behind a barrier.
 
+use std::sync::Arc;
+
 use banyan_proto::plant::{self, Bug};
 use banyan_storage::{Derived, Row};
 
 use super::attempt::Attempt;
-use super::{Action, Log, Phase, RowsWrite, row_bytes};
+use super::{Action, Actions, Log, Phase, RowsWrite, row_bytes};
 use crate::room::Now;
 
 impl Log {
     /// Appends a batch of rows that follow the head. The derived rows of the batch are on its last row.
-    pub fn append(&mut self, now: Now, rows: Vec<Row>, out: &mut Vec<Action>) {
+    pub fn append(&mut self, now: Now, rows: Arc<[Row]>, out: &mut Actions) {
         debug_assert!(self.phase == Phase::Open, "append while it {:?}", self.phase);
         debug_assert!(
             rows.iter().zip(self.head.0 + 1..).all(|(row, seq)| row.seq.0 == seq),
@@ -34,11 +36,11 @@ impl Log {
                 self.send_record(record, out);
                 self.phase = Phase::AppendsRecord;
             }
-            self.rows = Some(Box::new(write));
+            self.rows = Some(write);
         } else if let Some(newest) = self.chain.last() {
             let mut write = RowsWrite { segment: newest.id, bucket: newest.bucket, rows, attempt: None };
             self.send_rows(&mut write, out);
-            self.rows = Some(Box::new(write));
+            self.rows = Some(write);
             self.phase = Phase::AppendsRows;
         }
     }
@@ -46,7 +48,7 @@ impl Log {
     /// Writes member rows that no event of the log tells of; `changed` of each is the head. Behind a barrier: the head of
     /// an owner that is fenced and has not noticed may lie above what the log will ever hold, and a row that names such a
     /// seq would win over what the true owner writes.
-    pub fn change(&mut self, derived: Derived, out: &mut Vec<Action>) {
+    pub fn change(&mut self, derived: Derived, out: &mut Actions) {
         debug_assert!(self.phase == Phase::Open, "change while it {:?}", self.phase);
         if plant::is(Bug::DerivedBeforeBarrier) {
             self.send_derived(derived, out);
@@ -58,7 +60,7 @@ impl Log {
         out.push(Action::Barrier);
     }
 
-    pub(super) fn rows_stored(&mut self, now: Now, rows: Vec<Row>, out: &mut Vec<Action>) {
+    pub(super) fn rows_stored(&mut self, now: Now, rows: &[Row], out: &mut Actions) {
         if self.phase == Phase::Rewrites {
             return self.go_on_if_rewritten(now, out);
         }
@@ -70,7 +72,7 @@ impl Log {
             return out.push(Action::Appended);
         }
         // Kept until the barrier has passed.
-        self.tail = rows;
+        self.tail = rows.to_vec();
         if plant::is(Bug::DerivedBeforeBarrier) {
             return self.derive_batch(out);
         }
@@ -78,7 +80,7 @@ impl Log {
         out.push(Action::Barrier);
     }
 
-    pub(super) fn derive_batch(&mut self, out: &mut Vec<Action>) {
+    pub(super) fn derive_batch(&mut self, out: &mut Actions) {
         self.derive_again(out);
         self.tail = Vec::new();
         self.phase = Phase::AppendDerives;

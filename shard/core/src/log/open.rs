@@ -12,13 +12,13 @@ use banyan_storage::{Page, Range, Row};
 
 use super::chain::{self, Chain};
 use super::tail::{self, Look};
-use super::{Action, Handed, How, Log, NotOpened, Opening, Phase, REREADS_MAX, Reading, RowsWrite};
+use super::{Action, Actions, Handed, How, Log, NotOpened, Opening, Phase, REREADS_MAX, Reading, RowsWrite};
 use super::{reapplies_early, row_bytes};
 use crate::room::Now;
 
 impl Log {
     /// Begins to open a log that is closed (new, or could not be opened) or was opened for reads only.
-    pub fn open(&mut self, now: Now, how: Opening, out: &mut Vec<Action>) {
+    pub fn open(&mut self, now: Now, how: Opening, out: &mut Actions) {
         debug_assert!(
             matches!(self.phase, Phase::Closed | Phase::ReadOpen),
             "opened while it {:?}",
@@ -49,24 +49,24 @@ impl Log {
         self.tail = Vec::new();
     }
 
-    pub(super) fn open_failed(&mut self, why: NotOpened, out: &mut Vec<Action>) {
+    pub(super) fn open_failed(&mut self, why: NotOpened, out: &mut Actions) {
         self.close();
         out.push(Action::OpenFailed(why));
     }
 
-    pub(super) fn cannot_read_open(&mut self, out: &mut Vec<Action>) {
+    pub(super) fn cannot_read_open(&mut self, out: &mut Actions) {
         self.close();
         out.push(Action::CannotReadOpen);
     }
 
-    pub(super) fn read_segments(&mut self, reading: Reading, out: &mut Vec<Action>) {
+    pub(super) fn read_segments(&mut self, reading: Reading, out: &mut Actions) {
         self.tail = Vec::new();
         self.phase = Phase::ReadsSegments(reading);
         out.push(Action::ReadSegments);
     }
 
     /// Something that must be there was not seen. Who opens for reads only does not insist.
-    pub(super) fn read_again(&mut self, now: Now, reading: Reading, after: Seq, out: &mut Vec<Action>) {
+    pub(super) fn read_again(&mut self, now: Now, reading: Reading, after: Seq, out: &mut Actions) {
         if matches!(reading.how, How::ReadOnly(_)) {
             return self.cannot_read_open(out);
         }
@@ -85,7 +85,7 @@ impl Log {
         now: Now,
         reading: Reading,
         records: Vec<SegmentRecord>,
-        out: &mut Vec<Action>,
+        out: &mut Actions,
     ) {
         let Some(highest) = records.iter().map(|record| record.id).max() else {
             if matches!(reading.how, How::ReadOnly(_)) {
@@ -117,7 +117,7 @@ impl Log {
     }
 
     /// The newest rows below `before`, whatever segments they are in.
-    fn read_tail(&mut self, reading: Reading, before: Seq, out: &mut Vec<Action>) {
+    fn read_tail(&mut self, reading: Reading, before: Seq, out: &mut Actions) {
         let limit = self.limits.tail;
         let spans = self.tail_spans(before);
         self.phase = Phase::ReadsTail(reading);
@@ -131,7 +131,7 @@ impl Log {
         chain::spans(&self.chain, Seq(reach), Seq(before.0 - 1), Seq(u64::MAX))
     }
 
-    pub(super) fn tail_read(&mut self, now: Now, reading: Reading, page: Page, out: &mut Vec<Action>) {
+    pub(super) fn tail_read(&mut self, now: Now, reading: Reading, page: Page, out: &mut Actions) {
         let Some(newest) = self.chain.last().cloned() else { return };
         let Page { mut rows, more } = page;
         let grew = !rows.is_empty();
@@ -169,7 +169,7 @@ impl Log {
     }
 
     /// The record named in `said` is the highest: is that where the log ends?
-    fn read_open(&mut self, said: Said, more: bool, out: &mut Vec<Action>) {
+    fn read_open(&mut self, said: Said, more: bool, out: &mut Actions) {
         if plant::is(Bug::ReadOpenIgnoresNewerRows) {
             self.tail.retain(|row| row.seq <= said.head);
         }
@@ -188,17 +188,17 @@ impl Log {
     }
 
     /// 3c: the newest record and every row of its last batch, in place, with the content that was read.
-    pub(super) fn rewrite(&mut self, now: Now, newest: SegmentRecord, out: &mut Vec<Action>) {
+    pub(super) fn rewrite(&mut self, now: Now, newest: SegmentRecord, out: &mut Actions) {
         let last = self.tail.last().filter(|row| row.seq >= newest.first_seq);
         let mut first = last.map_or(Seq(u64::MAX), |row| row.batch_first);
         if plant::is(Bug::OnlyLastRowRewritten) {
             first = self.head;
         }
-        let rows: Vec<Row> = self.tail.iter().filter(|row| row.seq >= first).cloned().collect();
+        let rows: Arc<[Row]> = self.tail.iter().filter(|row| row.seq >= first).cloned().collect();
         if !rows.is_empty() && !plant::is(Bug::NoTailRewrite) {
             let mut write = RowsWrite { segment: newest.id, bucket: newest.bucket, rows, attempt: None };
             self.send_rows(&mut write, out);
-            self.rows = Some(Box::new(write));
+            self.rows = Some(write);
         }
         if plant::is(Bug::DerivedReappliedWithRewrite) {
             self.derive_again(out);
@@ -210,7 +210,7 @@ impl Log {
         self.go_on_if_rewritten(now, out);
     }
 
-    pub(super) fn go_on_if_rewritten(&mut self, now: Now, out: &mut Vec<Action>) {
+    pub(super) fn go_on_if_rewritten(&mut self, now: Now, out: &mut Actions) {
         if self.record.is_some() || self.rows.is_some() || self.derived.is_some() {
             return;
         }
@@ -230,7 +230,7 @@ impl Log {
     }
 
     /// 3d.
-    pub(super) fn write_own_record(&mut self, now: Now, reapplies: bool, out: &mut Vec<Action>) {
+    pub(super) fn write_own_record(&mut self, now: Now, reapplies: bool, out: &mut Actions) {
         if plant::is(Bug::RecordLazily) {
             return self.recorded(reapplies, out);
         }
@@ -256,7 +256,7 @@ impl Log {
     }
 
     /// The own record is complete: from now on nobody can cut what was adopted.
-    pub(super) fn recorded(&mut self, reapplies: bool, out: &mut Vec<Action>) {
+    pub(super) fn recorded(&mut self, reapplies: bool, out: &mut Actions) {
         if !reapplies || !self.reapplies() || reapplies_early() {
             return self.opened(out);
         }
@@ -275,13 +275,13 @@ impl Log {
         !skipped && self.tail.last().is_some_and(|row| row.derived.is_some())
     }
 
-    pub(super) fn derive_again(&mut self, out: &mut Vec<Action>) {
+    pub(super) fn derive_again(&mut self, out: &mut Actions) {
         if let Some(derived) = self.tail.last().and_then(|row| row.derived.as_deref()).cloned() {
             self.send_derived(derived, out);
         }
     }
 
-    pub(super) fn opened(&mut self, out: &mut Vec<Action>) {
+    pub(super) fn opened(&mut self, out: &mut Actions) {
         self.phase = Phase::Open;
         out.push(Action::Opened { rows: std::mem::take(&mut self.tail) });
     }
