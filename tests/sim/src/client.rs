@@ -103,6 +103,8 @@ struct Outgoing {
     /// An earlier try may be in the log.
     unknown: bool,
     acked: bool,
+    /// One of [`Client::owes`]: refused for good, it is owed still.
+    owed: bool,
     /// The epoch of nothing: gateway of the last try, to know retries elsewhere.
     first_gateway: usize,
 }
@@ -227,14 +229,22 @@ impl Client {
             && self.phase == Phase::Open
     }
 
-    /// Whether it has all that it may have of a room with this head, or has been told that it may have nothing more.
-    pub fn has_reached(&self, room: usize, head: u64) -> bool {
+    /// Something of what it wants done may still change a room.
+    pub fn has_business(&self) -> bool {
+        !self.sends.is_empty()
+            || !self.owes.is_empty()
+            || !self.makes.is_empty()
+            || self.open.iter().any(|(.., open)| matches!(open, Open::Ask { .. }))
+    }
+
+    /// Whether it has all that it may have of a room with this head, or has been told, not before `still`, that it may have
+    /// nothing more: until then the room may have been made, its user taken in again.
+    pub fn has_reached(&self, room: usize, head: u64, still: Time) -> bool {
         let view = &self.views[room];
         match view.mode {
             Some(Mode::Live) => view.role == 0 || view.last >= head,
             Some(Mode::Passive) => true,
-            // What was said before the end may be over: the room may have been made, its user taken in again.
-            None => !view.asking && view.barred.is_some_and(|at| at >= self.finish_at + 1_500 * MS),
+            None => !view.asking && view.barred.is_some_and(|at| at >= still),
         }
     }
 
@@ -348,8 +358,11 @@ impl Client {
         self.make(now, cast, recorder);
         self.resubscribe(now, cast, recorder);
         self.retry(now, cast, recorder);
-        if let Some(room) = self.owes.pop() {
-            self.send_new(now, room, cast, recorder);
+        // Nothing is sent to a room that is still to be made: "there is no such room" would be true.
+        let is_made = |room: &usize| !self.makes.iter().any(|(of, ..)| of == room);
+        if let Some(place) = self.owes.iter().rposition(is_made) {
+            let room = self.owes.remove(place);
+            self.send_new(now, room, true, cast, recorder);
         }
         if !self.finishing && self.open.len() < self.habits.in_flight {
             self.business(now, cast, recorder, coverage);
@@ -465,7 +478,7 @@ impl Client {
         self.ask(now, command, Open::Send { client_msg_id });
     }
 
-    fn send_new(&mut self, now: Time, room: usize, cast: &Cast, recorder: &mut Recorder) {
+    fn send_new(&mut self, now: Time, room: usize, owed: bool, cast: &Cast, recorder: &mut Recorder) {
         self.count += 1;
         // Ids are unique per sender, not over senders: half of them meet those of others.
         let client_msg_id = if self.count.is_multiple_of(2) {
@@ -488,6 +501,7 @@ impl Client {
             next_try: now,
             unknown: false,
             acked: false,
+            owed,
             first_gateway: self.gateway,
         });
         self.try_send(now, self.sends.len() - 1, cast, recorder);
@@ -572,7 +586,7 @@ impl Client {
             let mine: Vec<usize> = (0..self.views.len()).filter(|room| self.views[*room].role != 0).collect();
             let room =
                 if mine.is_empty() || self.random.one_in(30) { room } else { *self.random.pick(&mine) };
-            self.send_new(now, room, cast, recorder);
+            self.send_new(now, room, false, cast, recorder);
         }
     }
 
@@ -925,7 +939,8 @@ impl Client {
                 let gives_up =
                     (!self.finishing && self.random.one_in(12)) || error.code == Code::RetryTooOld.number();
                 if verdict == Verdict::Definite || gives_up {
-                    self.sends.remove(place);
+                    let send = self.sends.remove(place);
+                    self.owes.extend(send.filter(|send| send.owed).map(|send| send.room));
                 }
             }
             other => panic!("{}: {other:?} answers a send", self.name),
