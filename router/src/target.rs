@@ -99,13 +99,14 @@ impl Target {
     /// Binds a slot to a node, or (`None`) no longer. Takes effect when solved; counts as a change even where the slot is
     /// there already: two targets of one version would be taken for the same.
     pub fn pin(&mut self, slot: SlotId, node: Option<NodeId>) {
-        let before = match node.clone() {
+        if self.pins.get(&slot) == node.as_ref() {
+            return;
+        }
+        self.version += 1;
+        match node {
             Some(node) => self.pins.insert(slot, node),
             None => self.pins.remove(&slot),
         };
-        if before != node {
-            self.version += 1;
-        }
     }
 
     /// The order in which the members of this target are preferred for a slot: who claims it if its owner does not.

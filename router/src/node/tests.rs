@@ -985,8 +985,7 @@ fn what_was_recovered_meanwhile_is_not_frozen_again() {
 fn a_freeze_is_asked_for_until_it_is_written() {
     let (mut world, a) = freezing();
     let mut expect = None;
-    let newer = key_of(Epoch(2));
-    for outcome in [CasOutcome::Unknown, CasOutcome::Lost(newer.clone()), CasOutcome::Unknown] {
+    for outcome in [CasOutcome::Unknown, CasOutcome::Lost(key_of(Epoch(2))), CasOutcome::Unknown] {
         if let CasOutcome::Lost(current) = &outcome {
             expect.clone_from(current);
         }

@@ -8,6 +8,7 @@
 //! at once either may stay, and of an end and a renewal of one login the end does. No clock is asked.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use banyan_proto::id::{UnixMs, UserId};
 use banyan_storage::Error;
@@ -15,6 +16,7 @@ use banyan_storage::accounts::{Creation, LoginRow, SWEEP_MAX, UserRow};
 use futures_util::{StreamExt, TryStreamExt, stream, try_join};
 use scylla::response::query_result::QueryResult;
 use scylla::value::{CqlValue, Row};
+use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use crate::convert::{number, ordered};
 use crate::metrics::Kind;
@@ -24,8 +26,10 @@ use crate::store::{Inner, corrupt, corrupt_row};
 const USERNAME: i32 = 0;
 const SKELETON: i32 = 1;
 
-/// Tries of a transaction whose outcome is unknown and of which nothing is found.
-const LWT_TRIES: usize = 3;
+/// Tries of a transaction whose outcome is unknown and of which nothing is found: with their pauses, some seconds.
+const LWT_TRIES: u32 = 6;
+/// The first pause is up to so long; each one after it twice that.
+const LWT_PAUSE_MS: u64 = 40;
 /// Statements of one call at once.
 const AT_ONCE: usize = 16;
 const PAGE: i32 = 1_000;
@@ -55,6 +59,13 @@ fn day_of(at: UnixMs) -> i64 {
     ordered(at.0 / DAY_MS)
 }
 
+/// Differs from rival to rival, so that they part.
+fn pause(tried: u32, user: &UserId) -> Duration {
+    let longest = LWT_PAUSE_MS << tried.min(8);
+    let spread = xxh3_64_with_seed(user.as_str().as_bytes(), tried.into());
+    Duration::from_millis(longest / 4 + spread % longest)
+}
+
 /// The names that a user must have to be one; what they look like comes first, so that the username is the last step.
 fn names(row: &UserRow) -> impl DoubleEndedIterator<Item = Name<'_>> {
     let skeleton = row.skeleton.as_deref().map(|name| (SKELETON, name));
@@ -81,7 +92,9 @@ impl Inner {
             }
         }
         for name in names(row) {
-            if !self.take(name, &row.user).await? && !(self.finish_or_free(name).await? && self.take(name, &row.user).await?) {
+            let theirs = self.take(name, &row.user).await?
+                || (self.finish_or_free(name).await? && self.take(name, &row.user).await?);
+            if !theirs {
                 // Nobody is made, so what the name looks like must not stay theirs.
                 if let (USERNAME, Some(skeleton)) = (name.0, row.skeleton.as_deref()) {
                     self.release((SKELETON, skeleton), row.user.as_str()).await;
@@ -97,7 +110,9 @@ impl Inner {
     /// else's, the name is freed. True: it may be free now.
     async fn finish_or_free(&self, name: Name<'_>) -> Result<bool, Error> {
         let Some(owner) = self.name_owner(name).await? else { return Ok(true) };
-        let Ok(user) = UserId::parse(&owner) else { return Err(Error::Corrupt(format!("usernames: {owner}"))) };
+        let Ok(user) = UserId::parse(&owner) else {
+            return Err(Error::Corrupt(format!("usernames: {owner}")));
+        };
         let Some(stored) = self.stored_user(&user).await? else { return Ok(false) };
         if !stored.pending {
             return Ok(false);
@@ -114,24 +129,25 @@ impl Inner {
         Ok(false)
     }
 
-    /// The transaction. True: the name is theirs.
+    /// The transaction. True: the name is theirs. Rivals for one name disturb each other's, so a try that got no answer waits a little,
+    /// and looks whether somebody has won before it joins in again.
     async fn take(&self, name: Name<'_>, user: &UserId) -> Result<bool, Error> {
         let (kind, text) = name;
-        for _ in 0..LWT_TRIES {
+        for tried in 0..LWT_TRIES {
             let values = (kind, text, user.as_str());
-            let owner = match self.execute(Kind::Account, &self.statements.take_name, values).await {
-                Ok(answer) => match transaction(answer)? {
+            match self.execute(Kind::Account, &self.statements.take_name, values).await.map(transaction) {
+                Ok(answer) => match answer? {
                     Transaction::Applied => return Ok(true),
-                    Transaction::Owner(owner) => Some(owner),
+                    Transaction::Owner(owner) => return Ok(owner == user.as_str()),
                 },
                 // Any error of a transaction can come from its last step. A serial read finishes it or rules it out.
-                Err(error) => {
-                    tracing::debug!(%error, "the outcome of taking a username is unknown");
-                    self.name_owner_serial(name).await?
-                }
-            };
-            if let Some(owner) = owner {
-                return Ok(owner == user.as_str());
+                Err(error) => tracing::debug!(%error, tried, "the outcome of taking a username is unknown"),
+            }
+            tokio::time::sleep(pause(tried, user)).await;
+            match self.name_owner_serial(name).await {
+                Ok(Some(owner)) => return Ok(owner == user.as_str()),
+                Ok(None) => {}
+                Err(error) => tracing::debug!(%error, tried, "a serial read of a username failed"),
             }
         }
         Err(Error::Unknown)
@@ -147,7 +163,8 @@ impl Inner {
 
     /// From now on the row needs no second look. If it fails, readers go on to look at the username.
     async fn confirm(&self, user: &UserId) {
-        let confirmed = self.put(Kind::Account, "user", &self.statements.confirm_user, (user.as_str(),)).await;
+        let confirmed =
+            self.put(Kind::Account, "user", &self.statements.confirm_user, (user.as_str(),)).await;
         if let Err(error) = confirmed {
             tracing::debug!(%error, "a new user was not confirmed");
         }
@@ -166,13 +183,17 @@ impl Inner {
 
     async fn name_owner(&self, (kind, text): Name<'_>) -> Result<Option<String>, Error> {
         let found = self.read("usernames", &self.statements.name, (kind, text)).await?;
-        let owner = found.maybe_first_row::<(String,)>().map_err(|error| Error::Corrupt(format!("usernames: {error}")))?;
+        let owner = found
+            .maybe_first_row::<(String,)>()
+            .map_err(|error| Error::Corrupt(format!("usernames: {error}")))?;
         Ok(owner.map(|(owner,)| owner))
     }
 
     async fn name_owner_serial(&self, (kind, text): Name<'_>) -> Result<Option<String>, Error> {
-        let found = self.read("usernames", &self.statements.name_serial, (kind, text)).await.map_err(|_| Error::Unknown)?;
-        let owner = found.maybe_first_row::<(String,)>().map_err(|error| Error::Corrupt(format!("usernames: {error}")))?;
+        let found = self.read("usernames", &self.statements.name_serial, (kind, text)).await?;
+        let owner = found
+            .maybe_first_row::<(String,)>()
+            .map_err(|error| Error::Corrupt(format!("usernames: {error}")))?;
         Ok(owner.map(|(owner,)| owner))
     }
 
@@ -189,8 +210,19 @@ impl Inner {
             Option<i64>,
         );
         let found = self.read(USERS, &self.statements.user, (user.as_str(),)).await?;
-        let row = found.maybe_first_row::<Stored>().map_err(|error| Error::Corrupt(format!("{USERS}: {error}")))?;
-        let Some((Some(name), username, skeleton, password_hash, disabled, created_at, not_before, pending, version)) = row
+        let row =
+            found.maybe_first_row::<Stored>().map_err(|error| Error::Corrupt(format!("{USERS}: {error}")))?;
+        let Some((
+            Some(name),
+            username,
+            skeleton,
+            password_hash,
+            disabled,
+            created_at,
+            not_before,
+            pending,
+            version,
+        )) = row
         else {
             return Ok(None);
         };
@@ -264,9 +296,13 @@ impl Inner {
     async fn stored_login(&self, login: &str) -> Result<Option<StoredLogin>, Error> {
         type Stored = (Option<String>, Option<i64>, Option<i64>, Option<bool>, Option<i64>);
         let found = self.read(LOGINS, &self.statements.login, (login,)).await?;
-        let row = found.maybe_first_row::<Stored>().map_err(|error| Error::Corrupt(format!("{LOGINS}: {error}")))?;
+        let row = found
+            .maybe_first_row::<Stored>()
+            .map_err(|error| Error::Corrupt(format!("{LOGINS}: {error}")))?;
         // An end that came late, after the login was swept, leaves a row without a user: nobody's.
-        let Some((Some(user), Some(created_at), Some(expires_at), ended, version)) = row else { return Ok(None) };
+        let Some((Some(user), Some(created_at), Some(expires_at), ended, version)) = row else {
+            return Ok(None);
+        };
         let row = LoginRow {
             login: login.to_owned(),
             user: UserId::parse(&user).map_err(|_| Error::Corrupt(format!("{LOGINS}: {user}")))?,
@@ -284,7 +320,12 @@ impl Inner {
         let (day, expires_at) = (day_of(row.expires_at), ordered(row.expires_at.0));
         try_join!(
             self.put(Kind::Account, "login", &statements.put_user_login, (user, login, version)),
-            self.put(Kind::Account, "login", &statements.put_expiry, (day, expires_at, login, version, version)),
+            self.put(
+                Kind::Account,
+                "login",
+                &statements.put_expiry,
+                (day, expires_at, login, version, version)
+            ),
             self.put(Kind::Account, "login", &statements.put_day, (day,)),
         )?;
         let values = (login, user, ordered(row.created_at.0), expires_at, version, version);
@@ -310,12 +351,17 @@ impl Inner {
     pub(crate) async fn end_all_logins(&self, user: &UserId) -> Result<(), Error> {
         let mut at = String::new();
         loop {
-            let found = self.read("user_logins", &self.statements.user_logins, (user.as_str(), at.as_str(), PAGE)).await?;
+            let found = self
+                .read("user_logins", &self.statements.user_logins, (user.as_str(), at.as_str(), PAGE))
+                .await?;
             let rows = found.rows::<(String,)>().map_err(corrupt("user_logins"))?;
             let logins: Vec<_> = rows
                 .map(|row| row.map(|(login,)| login).map_err(corrupt_row("user_logins")))
                 .collect::<Result<_, _>>()?;
-            stream::iter(&logins).map(Ok).try_for_each_concurrent(AT_ONCE, |login| self.end_login(login)).await?;
+            stream::iter(&logins)
+                .map(Ok)
+                .try_for_each_concurrent(AT_ONCE, |login| self.end_login(login))
+                .await?;
             match logins.into_iter().last() {
                 Some(last) if found.rows_num() >= PAGE.unsigned_abs() as usize => at = last,
                 _ => return Ok(()),
@@ -337,10 +383,13 @@ impl Inner {
             loop {
                 let found = self.read(WHAT, &self.statements.expired, (day, ordered(now.0), PAGE)).await?;
                 let rows = found.rows::<(i64, String, Option<i64>)>().map_err(corrupt(WHAT))?;
-                let entries: Vec<_> = rows.map(|row| row.map_err(corrupt_row(WHAT))).collect::<Result<_, _>>()?;
+                let entries: Vec<_> =
+                    rows.map(|row| row.map_err(corrupt_row(WHAT))).collect::<Result<_, _>>()?;
                 let count = entries.len();
                 let ended: Vec<bool> = stream::iter(entries)
-                    .map(|(expires_at, login, version)| self.sweep_one(now, day, expires_at, login, version.unwrap_or(0)))
+                    .map(|(expires_at, login, version)| {
+                        self.sweep_one(now, day, expires_at, login, version.unwrap_or(0))
+                    })
                     .buffer_unordered(AT_ONCE)
                     .try_collect()
                     .await?;
@@ -361,7 +410,14 @@ impl Inner {
     }
 
     /// True: the login was there until now. The entry that led here goes last, so that a sweep that is cut off is repeated.
-    async fn sweep_one(&self, now: UnixMs, day: i64, expires_at: i64, login: String, version: i64) -> Result<bool, Error> {
+    async fn sweep_one(
+        &self,
+        now: UnixMs,
+        day: i64,
+        expires_at: i64,
+        login: String,
+        version: i64,
+    ) -> Result<bool, Error> {
         let statements = &self.statements;
         let stored = self.stored_login(&login).await?;
         let mut was_there = false;
@@ -370,11 +426,17 @@ impl Inner {
         {
             try_join!(
                 self.put(Kind::Account, "login", &statements.drop_login, (version, login.as_str())),
-                self.put(Kind::Account, "login", &statements.drop_user_login, (version, row.user.as_str(), login.as_str())),
+                self.put(
+                    Kind::Account,
+                    "login",
+                    &statements.drop_user_login,
+                    (version, row.user.as_str(), login.as_str())
+                ),
             )?;
             was_there = !ended;
         }
-        self.put(Kind::Account, "login", &statements.drop_expiry, (version, day, expires_at, login.as_str())).await?;
+        self.put(Kind::Account, "login", &statements.drop_expiry, (version, day, expires_at, login.as_str()))
+            .await?;
         Ok(was_there)
     }
 }

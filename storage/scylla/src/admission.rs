@@ -82,7 +82,13 @@ impl std::fmt::Debug for InFlight {
 
 impl Gate {
     pub(crate) fn new(in_flight_max: usize, waiting_max: usize, in_flight: Gauge, refused: Counter) -> Self {
-        Self { permits: Semaphore::new(in_flight_max), waiting: AtomicUsize::new(0), waiting_max, in_flight, refused }
+        Self {
+            permits: Semaphore::new(in_flight_max),
+            waiting: AtomicUsize::new(0),
+            waiting_max,
+            in_flight,
+            refused,
+        }
     }
 
     /// Waits for a turn, unless too many wait.

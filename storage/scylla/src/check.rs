@@ -55,7 +55,11 @@ fn finding(level: Level, text: impl Into<String>) -> Finding {
 pub(crate) async fn run(server: &Server) -> Vec<Finding> {
     let mut findings = Vec::new();
     match server.schema_version().await {
-        Ok(stored) => findings.extend(schema::usable(&server.options.keyspace, stored).err().map(|error| finding(Level::Error, error.to_string()))),
+        Ok(stored) => findings.extend(
+            schema::usable(&server.options.keyspace, stored)
+                .err()
+                .map(|error| finding(Level::Error, error.to_string())),
+        ),
         Err(error) => findings.push(finding(Level::Error, error.to_string())),
     }
     let state = server.session.get_cluster_state();
@@ -66,10 +70,12 @@ pub(crate) async fn run(server: &Server) -> Vec<Finding> {
             findings.extend(judge_replication(server, &replication, durable, nodes.len()));
         }
         Ok(None) => {
-            let text = format!("keyspace {} is not there: run `banyan schema apply`", server.options.keyspace);
+            let text =
+                format!("keyspace {} is not there: run `banyan schema apply`", server.options.keyspace);
             findings.push(finding(Level::Error, text));
         }
-        Err(error) => findings.push(finding(Level::Warning, format!("the keyspace's replication cannot be read: {error}"))),
+        Err(error) => findings
+            .push(finding(Level::Warning, format!("the keyspace's replication cannot be read: {error}"))),
     }
     if let Product::Scylla { release } = server.product {
         findings.extend(tablets(server, release).await);
@@ -78,7 +84,8 @@ pub(crate) async fn run(server: &Server) -> Vec<Finding> {
         match settings(server, node).await {
             Ok(settings) => findings.extend(judge_settings(&node.address.to_string(), &settings)),
             Err(error) => {
-                let text = format!("node {} does not answer, or does not show its settings: {error}", node.address);
+                let text =
+                    format!("node {} does not answer, or does not show its settings: {error}", node.address);
                 findings.push(finding(Level::Warning, text));
             }
         }
@@ -97,15 +104,31 @@ async fn keyspace(server: &Server) -> Result<Option<(Replication, bool)>, Execut
     Ok(rows.and_then(|rows| rows.maybe_first_row::<(Replication, bool)>().ok().flatten()))
 }
 
-fn judge_replication(server: &Server, replication: &Replication, durable: bool, nodes: usize) -> Vec<Finding> {
+fn judge_replication(
+    server: &Server,
+    replication: &Replication,
+    durable: bool,
+    nodes: usize,
+) -> Vec<Finding> {
     judge(&server.options.keyspace, &server.data_centre, replication, durable, nodes)
 }
 
-fn judge(keyspace: &str, data_centre: &str, replication: &Replication, durable: bool, nodes: usize) -> Vec<Finding> {
+fn judge(
+    keyspace: &str,
+    data_centre: &str,
+    replication: &Replication,
+    durable: bool,
+    nodes: usize,
+) -> Vec<Finding> {
     let mut findings = Vec::new();
     let mut add = |level, text: String| findings.push(finding(level, text));
     if !durable {
-        add(Level::Error, format!("keyspace {keyspace} has durable_writes = false: what is acknowledged is in no commit log"));
+        add(
+            Level::Error,
+            format!(
+                "keyspace {keyspace} has durable_writes = false: what is acknowledged is in no commit log"
+            ),
+        );
     }
     let class = replication.get("class").map(String::as_str).unwrap_or_default();
     let copies = if class.ends_with("NetworkTopologyStrategy") {
@@ -113,7 +136,9 @@ fn judge(keyspace: &str, data_centre: &str, replication: &Replication, durable: 
     } else {
         add(
             Level::Warning,
-            format!("keyspace {keyspace} uses {class}, which knows no data centres: use NetworkTopologyStrategy"),
+            format!(
+                "keyspace {keyspace} uses {class}, which knows no data centres: use NetworkTopologyStrategy"
+            ),
         );
         replication.get("replication_factor")
     };
@@ -122,22 +147,30 @@ fn judge(keyspace: &str, data_centre: &str, replication: &Replication, durable: 
     match copies {
         0 => add(
             Level::Error,
-            format!("keyspace {keyspace} has no copies in data centre {data_centre}, so no quorum can be had there"),
+            format!(
+                "keyspace {keyspace} has no copies in data centre {data_centre}, so no quorum can be had there"
+            ),
         ),
         1 => add(
             Level::Warning,
-            format!("keyspace {keyspace} has ONE copy of each message (replication factor 1): a node that is lost takes its messages with it, and while it is down its rooms stand still; use 3"),
+            format!(
+                "keyspace {keyspace} has ONE copy of each message (replication factor 1): a node that is lost takes its messages with it, and while it is down its rooms stand still; use 3"
+            ),
         ),
         2 => add(
             Level::Warning,
-            format!("keyspace {keyspace} has two copies (replication factor 2): a quorum is both, so one node down stops its rooms; use 3"),
+            format!(
+                "keyspace {keyspace} has two copies (replication factor 2): a quorum is both, so one node down stops its rooms; use 3"
+            ),
         ),
         3.. => {}
     }
     if copies > nodes {
         add(
             Level::Error,
-            format!("keyspace {keyspace} wants {copies} copies in data centre {data_centre}, which has {nodes} nodes"),
+            format!(
+                "keyspace {keyspace} wants {copies} copies in data centre {data_centre}, which has {nodes} nodes"
+            ),
         );
     }
     findings
@@ -169,13 +202,17 @@ async fn settings(server: &Server, node: &Arc<Node>) -> Result<BTreeMap<String, 
         Product::Scylla { .. } => "SELECT name, value FROM system.config",
     };
     let profile = ExecutionProfile::builder()
-        .load_balancing_policy(SingleTargetLoadBalancingPolicy::new(NodeIdentifier::Node(Arc::clone(node)), None))
+        .load_balancing_policy(SingleTargetLoadBalancingPolicy::new(
+            NodeIdentifier::Node(Arc::clone(node)),
+            None,
+        ))
         .consistency(Consistency::One)
         .request_timeout(Some(TIMEOUT))
         .build();
     let mut statement = Statement::new(text);
     statement.set_execution_profile_handle(Some(profile.into_handle()));
-    let answer = Box::pin(server.session.query_unpaged(statement, ())).await.map_err(|error| error.to_string())?;
+    let answer =
+        Box::pin(server.session.query_unpaged(statement, ())).await.map_err(|error| error.to_string())?;
     let rows = answer.into_rows_result().map_err(|error| error.to_string())?;
     let rows = rows.rows::<(String, Option<String>)>().map_err(|error| error.to_string())?;
     let set = |row: (String, Option<String>)| Some((row.0, row.1?.trim_matches('"').to_owned()));
@@ -185,7 +222,9 @@ async fn settings(server: &Server, node: &Arc<Node>) -> Result<BTreeMap<String, 
 fn judge_settings(node: &str, settings: &BTreeMap<String, String>) -> Vec<Finding> {
     let mut findings = Vec::new();
     let mut add = |level, text: String| findings.push(finding(level, text));
-    let get = |name: &str| settings.get(name).map(String::as_str).filter(|value| !value.is_empty() && *value != "null");
+    let get = |name: &str| {
+        settings.get(name).map(String::as_str).filter(|value| !value.is_empty() && *value != "null")
+    };
     match get("commitlog_sync") {
         Some("batch" | "group") => {}
         Some(other) => {
@@ -200,16 +239,27 @@ fn judge_settings(node: &str, settings: &BTreeMap<String, String>) -> Vec<Findin
                 ),
             );
         }
-        None => add(Level::Note, format!("node {node} does not show its commitlog_sync: it should be group or batch")),
+        None => add(
+            Level::Note,
+            format!("node {node} does not show its commitlog_sync: it should be group or batch"),
+        ),
     }
     // Guardrails of Apache Cassandra that would refuse what rule 10 needs.
     if get("user_timestamps_enabled") == Some("false") {
-        add(Level::Error, format!("node {node} has user_timestamps_enabled: false: every write with a timestamp is refused"));
+        add(
+            Level::Error,
+            format!(
+                "node {node} has user_timestamps_enabled: false: every write with a timestamp is refused"
+            ),
+        );
     }
     for name in ["minimum_timestamp_fail_threshold", "minimum_timestamp_warn_threshold"] {
         if let Some(value) = get(name) {
             let level = if name.contains("fail") { Level::Error } else { Level::Note };
-            add(level, format!("node {node} has {name}: {value}: Banyan's timestamps are seqs, far below any clock"));
+            add(
+                level,
+                format!("node {node} has {name}: {value}: Banyan's timestamps are seqs, far below any clock"),
+            );
         }
     }
     findings
@@ -259,13 +309,20 @@ mod tests {
             assert_eq!(of(&[("commitlog_sync", sync), ("user_timestamps_enabled", "true")]), []);
         }
         let periodic = of(&[("commitlog_sync", "periodic"), ("commitlog_sync_period", "10000ms")]);
-        assert!(periodic[0].level == Level::Warning && periodic[0].text.contains("(every 10000ms)"), "{periodic:?}");
+        assert!(
+            periodic[0].level == Level::Warning && periodic[0].text.contains("(every 10000ms)"),
+            "{periodic:?}"
+        );
         let scylla = of(&[("commitlog_sync", "periodic"), ("commitlog_sync_period_in_ms", "10000")]);
         assert!(scylla[0].text.contains("(every 10000ms)"));
         assert_eq!(of(&[])[0].level, Level::Note);
         let off = of(&[("commitlog_sync", "batch"), ("user_timestamps_enabled", "false")]);
         assert_eq!((off.len(), off[0].level), (1, Level::Error));
-        let floor = of(&[("commitlog_sync", "batch"), ("minimum_timestamp_fail_threshold", "1d"), ("minimum_timestamp_warn_threshold", "null")]);
+        let floor = of(&[
+            ("commitlog_sync", "batch"),
+            ("minimum_timestamp_fail_threshold", "1d"),
+            ("minimum_timestamp_warn_threshold", "null"),
+        ]);
         assert_eq!((floor.len(), floor[0].level), (1, Level::Error));
     }
 

@@ -44,7 +44,9 @@ pub(crate) fn incarnation(incarnation: Incarnation) -> [u8; 16] {
 }
 
 pub(crate) fn incarnation_of(stored: &[u8], what: &'static str) -> Result<Incarnation, Error> {
-    let bytes = stored.try_into().map_err(|_| Error::Corrupt(format!("{what}: an incarnation of {} bytes", stored.len())))?;
+    let bytes = stored
+        .try_into()
+        .map_err(|_| Error::Corrupt(format!("{what}: an incarnation of {} bytes", stored.len())))?;
     Ok(Incarnation(u128::from_be_bytes(bytes)))
 }
 

@@ -17,7 +17,9 @@ pub(crate) enum Failed {
 pub(crate) fn of_write(error: &ExecutionError) -> Failed {
     match error {
         // Nobody to send it to; values that do not fit a statement.
-        ExecutionError::EmptyPlan | ExecutionError::ConnectionPoolError(_) | ExecutionError::BadQuery(_) => Failed::NotBegun,
+        ExecutionError::EmptyPlan | ExecutionError::ConnectionPoolError(_) | ExecutionError::BadQuery(_) => {
+            Failed::NotBegun
+        }
         ExecutionError::LastAttemptError(attempt) => of_attempt(attempt),
         // A timeout first of all.
         _ => Failed::Unknown,
@@ -29,17 +31,17 @@ fn of_attempt(error: &RequestAttemptError) -> Failed {
         RequestAttemptError::SerializationError(_)
         | RequestAttemptError::CqlRequestSerialization(_)
         | RequestAttemptError::UnableToAllocStreamId => Failed::NotBegun,
-        RequestAttemptError::DbError(error, _) => match error {
-            // The coordinator counts living replicas before it sends to any, and parses, checks and authorises before that.
+        // The coordinator counts living replicas before it sends to any, and parses, checks and authorises before that. `Overloaded` is
+        // not among these: a coordinator can find out half-way that too many hints wait.
+        RequestAttemptError::DbError(
             DbError::Unavailable { .. }
             | DbError::IsBootstrapping
             | DbError::SyntaxError
             | DbError::Invalid
             | DbError::Unauthorized
-            | DbError::ConfigError => Failed::NotBegun,
-            // `Overloaded` too: a coordinator can find out half-way that too many hints wait.
-            _ => Failed::Unknown,
-        },
+            | DbError::ConfigError,
+            _,
+        ) => Failed::NotBegun,
         _ => Failed::Unknown,
     }
 }
@@ -94,7 +96,9 @@ pub(crate) fn repeated_write_error(error: &ExecutionError, what: &'static str) -
 pub(crate) fn read_error(error: &ExecutionError, what: &'static str) -> Error {
     report(what, error);
     match error {
-        ExecutionError::LastAttemptError(RequestAttemptError::DbError(DbError::Overloaded, _)) => Error::Overloaded,
+        ExecutionError::LastAttemptError(RequestAttemptError::DbError(DbError::Overloaded, _)) => {
+            Error::Overloaded
+        }
         _ => Error::Unavailable(error.to_string()),
     }
 }
@@ -132,7 +136,9 @@ mod tests {
 
     #[test]
     fn only_what_cannot_have_begun_is_definite() {
-        for error in [ExecutionError::EmptyPlan, unavailable(), db(DbError::Invalid), db(DbError::IsBootstrapping)] {
+        for error in
+            [ExecutionError::EmptyPlan, unavailable(), db(DbError::Invalid), db(DbError::IsBootstrapping)]
+        {
             assert_eq!(of_write(&error), Failed::NotBegun, "{error}");
         }
         let failure = DbError::WriteFailure {

@@ -85,7 +85,12 @@ impl Inner {
 
     /// One message for all that is there when the first is, so that a busy worker is woken seldom and an idle one soon. A full sink is
     /// waited for; a gone one is not.
-    async fn carry_out_all(self: Arc<Self>, taken: Vec<(RoomWrite, Accepted)>, refused: Vec<Completion>, done: Sink) {
+    async fn carry_out_all(
+        self: Arc<Self>,
+        taken: Vec<(RoomWrite, Accepted)>,
+        refused: Vec<Completion>,
+        done: Sink,
+    ) {
         let mut receiver_gone = !refused.is_empty() && done.send(refused).await.is_err();
         let one = |(write, accepted): (RoomWrite, Accepted)| {
             let this = &self;
@@ -116,7 +121,8 @@ impl Inner {
 
     async fn append(&self, room: &RoomId, segment: SegmentId, bucket: Bucket, rows: &[Row]) -> Outcome {
         let (room, bucket, (epoch, part)) = (room.as_str(), bucket_of(bucket), epoch_part(segment));
-        let derived: Vec<_> = rows.iter().map(|row| row.derived.as_deref().map(banyan_storage::Derived::encode)).collect();
+        let derived: Vec<_> =
+            rows.iter().map(|row| row.derived.as_deref().map(banyan_storage::Derived::encode)).collect();
         let values: Vec<_> = rows
             .iter()
             .zip(&derived)
@@ -124,7 +130,18 @@ impl Inner {
                 let derived = derived.as_deref().map_or(MaybeUnset::Unset, MaybeUnset::Set);
                 let (seq, batch_first) = (ordered(row.seq.0), ordered(row.batch_first.0));
                 let event: &[u8] = &row.event;
-                (room, bucket, epoch, part, seq, batch_first, ordered(row.n), bits(row.origin.0), event, derived)
+                (
+                    room,
+                    bucket,
+                    epoch,
+                    part,
+                    seq,
+                    batch_first,
+                    ordered(row.n),
+                    bits(row.origin.0),
+                    event,
+                    derived,
+                )
             })
             .collect();
         let Ok(_turn) = self.write_gate.turn().await else { return Outcome::NotDone(NotDone::Overloaded) };
@@ -178,16 +195,26 @@ impl Inner {
         let found = self.read(WHAT, &self.statements.records, (room.as_str(), limit)).await?;
         let rows = found.rows::<(i64, i64, i64, i64, i64, i64, i64, &[u8], i64)>().map_err(corrupt(WHAT))?;
         rows.map(|row| {
-            let (epoch, part, bucket, first_seq, n_before, prev_epoch, prev_part, by, log) = row.map_err(corrupt_row(WHAT))?;
+            let (epoch, part, bucket, first_seq, n_before, prev_epoch, prev_part, by, log) =
+                row.map_err(corrupt_row(WHAT))?;
             let segment = |epoch, part| {
-                Ok::<_, Error>(SegmentId { epoch: Epoch(number(epoch, WHAT)?), part: Part(number(part, WHAT)?) })
+                Ok::<_, Error>(SegmentId {
+                    epoch: Epoch(number(epoch, WHAT)?),
+                    part: Part(number(part, WHAT)?),
+                })
             };
             Ok(SegmentRecord {
                 id: segment(epoch, part)?,
-                bucket: Bucket(u32::try_from(bucket).map_err(|_| Error::Corrupt(format!("{WHAT}: bucket {bucket}")))?),
+                bucket: Bucket(
+                    u32::try_from(bucket).map_err(|_| Error::Corrupt(format!("{WHAT}: bucket {bucket}")))?,
+                ),
                 first_seq: Seq(number(first_seq, WHAT)?),
                 n_before: number(n_before, WHAT)?,
-                prev: if (prev_epoch, prev_part) == (NONE, NONE) { None } else { Some(segment(prev_epoch, prev_part)?) },
+                prev: if (prev_epoch, prev_part) == (NONE, NONE) {
+                    None
+                } else {
+                    Some(segment(prev_epoch, prev_part)?)
+                },
                 incarnation: incarnation_of(by, WHAT)?,
                 log: LogId(id(log)),
             })
@@ -199,7 +226,9 @@ impl Inner {
         const WHAT: &str = "said";
         type Stored = Option<(i64, i64, i64, i64)>;
         let found = self.read(WHAT, &self.statements.said, (room.as_str(),)).await?;
-        let row = found.maybe_first_row::<(Stored,)>().map_err(|error| Error::Corrupt(format!("{WHAT}: {error}")))?;
+        let row = found
+            .maybe_first_row::<(Stored,)>()
+            .map_err(|error| Error::Corrupt(format!("{WHAT}: {error}")))?;
         let Some((Some((epoch, part, head, n)),)) = row else { return Ok(None) };
         let segment = SegmentId { epoch: Epoch(number(epoch, WHAT)?), part: Part(number(part, WHAT)?) };
         Ok(Some(Said { segment, head: Seq(number(head, WHAT)?), n: number(n, WHAT)? }))
@@ -223,7 +252,8 @@ impl Inner {
     }
 
     pub(crate) async fn register(&self, ours: Incarnation, node: &str) -> Result<(), Error> {
-        self.put(Kind::Owner, "incarnation", &self.statements.put_incarnation, (&incarnation(ours)[..], node)).await
+        self.put(Kind::Owner, "incarnation", &self.statements.put_incarnation, (&incarnation(ours)[..], node))
+            .await
     }
 
     pub(crate) async fn incarnations(&self) -> Result<Vec<(Incarnation, String)>, Error> {

@@ -94,7 +94,13 @@ impl Inner {
             for (statement, mark) in fields {
                 if mark > 0 {
                     batch.append_statement(statement.clone());
-                    values.push((ordered(mark), ordered(mark), group.room.as_str(), group.shard, user.as_str()));
+                    values.push((
+                        ordered(mark),
+                        ordered(mark),
+                        group.room.as_str(),
+                        group.shard,
+                        user.as_str(),
+                    ));
                 }
             }
         }
@@ -167,16 +173,24 @@ mod tests {
     fn a_member_waits_once_with_the_highest() {
         let pending = Pending::new(2);
         let key = |name: &str| (room("r"), user(name));
-        assert_eq!(pending.add([(key("a"), marks(5, 1)), (key("a"), marks(4, 3)), (key("b"), marks(1, 0))]), 0);
-        assert_eq!(pending.add([(key("c"), marks(9, 9)), (key("a"), marks(6, 0))]), 1, "full: newcomers are dropped");
+        assert_eq!(
+            pending.add([(key("a"), marks(5, 1)), (key("a"), marks(4, 3)), (key("b"), marks(1, 0))]),
+            0
+        );
+        assert_eq!(
+            pending.add([(key("c"), marks(9, 9)), (key("a"), marks(6, 0))]),
+            1,
+            "full: newcomers are dropped"
+        );
         assert_eq!(pending.take(), BTreeMap::from([(key("a"), marks(6, 3)), (key("b"), marks(1, 0))]));
         assert_eq!(pending.len(), 0);
     }
 
     #[test]
     fn batches_are_of_one_partition() {
-        let waiting: Waiting =
-            (0..5_000).map(|i| ((room(&format!("r{}", i % 2)), user(&format!("u{i}"))), marks(1, 1))).collect();
+        let waiting: Waiting = (0..5_000)
+            .map(|i| ((room(&format!("r{}", i % 2)), user(&format!("u{i}"))), marks(1, 1)))
+            .collect();
         let groups = groups(waiting);
         assert_eq!(groups.iter().map(|group| group.members.len()).sum::<usize>(), 5_000);
         for group in &groups {

@@ -6,7 +6,9 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use banyan_proto::id::{LogId, RoomId, Seq, UnixMs, UserId};
-use banyan_storage::{BoxFuture, Derived, Error, Marks, MemberPage, MemberRow, Outcome, PAGE_MAX, RoomPage, RoomRow};
+use banyan_storage::{
+    BoxFuture, Derived, Error, Marks, MemberPage, MemberRow, Outcome, PAGE_MAX, RoomPage, RoomRow,
+};
 use futures_util::future::try_join_all;
 use futures_util::{StreamExt, stream};
 use scylla::errors::ExecutionError;
@@ -55,7 +57,11 @@ impl Stored {
     /// None: nobody was ever a member by that name.
     fn member(self) -> Result<Option<(MemberRow, Marks)>, Error> {
         let mark = |stored: Option<i64>| number(stored.unwrap_or(0), MEMBERS);
-        let marks = Marks { delivered: Seq(mark(self.delivered)?), seen: Seq(mark(self.seen)?), seen_n: mark(self.seen_n)? };
+        let marks = Marks {
+            delivered: Seq(mark(self.delivered)?),
+            seen: Seq(mark(self.seen)?),
+            seen_n: mark(self.seen_n)?,
+        };
         let (Some(name), Some(role), Some(joined), Some(left), Some(changed)) =
             (self.name, self.role, self.joined_seq, self.left_seq, self.changed)
         else {
@@ -95,7 +101,8 @@ impl Inner {
         }
         let mut requests: Vec<Request<'_>> = derived.room.iter().map(Request::Room).collect();
         for (shard, members) in &by_shard {
-            requests.extend(members.chunks(BATCH_MEMBERS).map(|chunk| Request::Members(*shard, chunk.to_vec())));
+            requests
+                .extend(members.chunks(BATCH_MEMBERS).map(|chunk| Request::Members(*shard, chunk.to_vec())));
         }
         requests.extend(derived.members.iter().map(Request::UserRoom));
         let requests: Vec<_> = requests.into_iter().map(|request| self.put_one(room, request)).collect();
@@ -143,7 +150,9 @@ impl Inner {
                     self.execute(Kind::Derived, &statements.put_member, only).await.map(drop)
                 } else {
                     let mut batch = Batch::new(BatchType::Unlogged);
-                    batch.set_execution_profile_handle(statements.put_member.get_execution_profile_handle().cloned());
+                    batch.set_execution_profile_handle(
+                        statements.put_member.get_execution_profile_handle().cloned(),
+                    );
                     batch.set_is_idempotent(true);
                     for _ in &values {
                         batch.append_statement(statements.put_member.clone());
@@ -156,12 +165,30 @@ impl Inner {
 
     pub(crate) async fn room_row(&self, room: RoomId) -> Result<Option<RoomRow>, Error> {
         const WHAT: &str = "rooms";
-        type Stored =
-            (Option<i64>, Option<i32>, Option<bool>, Option<bool>, Option<String>, Option<i64>, Option<i64>, Option<i64>);
+        type Stored = (
+            Option<i64>,
+            Option<i32>,
+            Option<bool>,
+            Option<bool>,
+            Option<String>,
+            Option<i64>,
+            Option<i64>,
+            Option<i64>,
+        );
         let found = self.read(WHAT, &self.statements.room, (room.as_str(),)).await?;
-        let row = found.maybe_first_row::<Stored>().map_err(|error| Error::Corrupt(format!("{WHAT}: {error}")))?;
+        let row =
+            found.maybe_first_row::<Stored>().map_err(|error| Error::Corrupt(format!("{WHAT}: {error}")))?;
         // `said` alone makes no room.
-        let Some((Some(log), Some(kind), Some(public), Some(lazy), Some(name), Some(created), Some(floor), Some(changed))) = row
+        let Some((
+            Some(log),
+            Some(kind),
+            Some(public),
+            Some(lazy),
+            Some(name),
+            Some(created),
+            Some(floor),
+            Some(changed),
+        )) = row
         else {
             return Ok(None);
         };
@@ -178,14 +205,26 @@ impl Inner {
         }))
     }
 
-    pub(crate) async fn member(&self, room: &RoomId, user: &UserId) -> Result<Option<(MemberRow, Marks)>, Error> {
-        let found = self.read(MEMBERS, &self.statements.member, (room.as_str(), shard(user), user.as_str())).await?;
-        let row = found.maybe_first_row::<Stored>().map_err(|error| Error::Corrupt(format!("{MEMBERS}: {error}")))?;
+    pub(crate) async fn member(
+        &self,
+        room: &RoomId,
+        user: &UserId,
+    ) -> Result<Option<(MemberRow, Marks)>, Error> {
+        let found =
+            self.read(MEMBERS, &self.statements.member, (room.as_str(), shard(user), user.as_str())).await?;
+        let row = found
+            .maybe_first_row::<Stored>()
+            .map_err(|error| Error::Corrupt(format!("{MEMBERS}: {error}")))?;
         row.map_or(Ok(None), Stored::member)
     }
 
     /// The lowest users of all partitions. Each gives some at first, and more when it has run out.
-    pub(crate) async fn members(&self, room: &RoomId, after: Option<UserId>, limit: usize) -> Result<MemberPage, Error> {
+    pub(crate) async fn members(
+        &self,
+        room: &RoomId,
+        after: Option<UserId>,
+        limit: usize,
+    ) -> Result<MemberPage, Error> {
         let limit = limit.min(PAGE_MAX);
         let after = after.as_ref().map_or("", UserId::as_str);
         // One more than the page: whether there is more. Twice the even share: most partitions are asked once.
@@ -213,7 +252,13 @@ impl Inner {
         }
     }
 
-    async fn members_of_shards(&self, room: &RoomId, shards: Vec<i32>, after: &str, step: usize) -> Result<Vec<Source>, Error> {
+    async fn members_of_shards(
+        &self,
+        room: &RoomId,
+        shards: Vec<i32>,
+        after: &str,
+        step: usize,
+    ) -> Result<Vec<Source>, Error> {
         let limit = i32::try_from(step).unwrap_or(i32::MAX);
         let statement = &self.statements.members_of_shards;
         let found = self.read(MEMBERS, statement, (room.as_str(), &shards, after, limit)).await?;
@@ -223,7 +268,10 @@ impl Inner {
         for row in found.rows::<Stored>().map_err(corrupt(MEMBERS))? {
             let row = row.map_err(corrupt_row(MEMBERS))?;
             let shard = shard_of(&row.user_id);
-            let at = sources.iter().position(|source| source.shard == shard).ok_or_else(|| malformed("members: shard"))?;
+            let at = sources
+                .iter()
+                .position(|source| source.shard == shard)
+                .ok_or_else(|| malformed("members: shard"))?;
             counts[at] += 1;
             sources[at].at.clone_from(&row.user_id);
             sources[at].rows.extend(row.member()?);
@@ -247,7 +295,12 @@ impl Inner {
         Ok(())
     }
 
-    pub(crate) async fn user_rooms(&self, user: UserId, after: Option<RoomId>, limit: usize) -> Result<RoomPage, Error> {
+    pub(crate) async fn user_rooms(
+        &self,
+        user: UserId,
+        after: Option<RoomId>,
+        limit: usize,
+    ) -> Result<RoomPage, Error> {
         const WHAT: &str = "user_rooms";
         let limit = limit.min(PAGE_MAX);
         let mut at = after.map(|room| room.as_str().to_owned()).unwrap_or_default();
@@ -255,7 +308,8 @@ impl Inner {
         loop {
             // Rooms that were left are skipped, so there may be several rounds.
             let step = i32::try_from(limit + 1 - page.len() + 16).unwrap_or(i32::MAX);
-            let found = self.read(WHAT, &self.statements.user_rooms, (user.as_str(), at.as_str(), step)).await?;
+            let found =
+                self.read(WHAT, &self.statements.user_rooms, (user.as_str(), at.as_str(), step)).await?;
             let (count, mut last) = (found.rows_num(), String::new());
             for row in found.rows::<(String, Option<i32>)>().map_err(corrupt(WHAT))? {
                 let (room, role) = row.map_err(corrupt_row(WHAT))?;

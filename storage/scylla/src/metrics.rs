@@ -62,7 +62,8 @@ impl Metrics {
         let in_flight = |name: &'static str| metrics::gauge!("banyan_scylla_in_flight", "kind" => name);
         let refused = |name: &'static str| metrics::counter!("banyan_scylla_refused_total", "kind" => name);
         Self {
-            seconds: KINDS.map(|(_, name)| metrics::histogram!("banyan_scylla_request_seconds", "kind" => name)),
+            seconds: KINDS
+                .map(|(_, name)| metrics::histogram!("banyan_scylla_request_seconds", "kind" => name)),
             failed: KINDS.map(|(_, name)| metrics::counter!("banyan_scylla_failed_total", "kind" => name)),
             done: outcome("done"),
             unknown: outcome("unknown"),

@@ -46,7 +46,10 @@ fn slices(spans: &[Span], range: Range) -> Vec<Slice> {
         Range::Before { before, above } => (above.0.saturating_add(1), before.0.saturating_sub(1)),
     };
     // Nothing lies above the highest seq or below the lowest.
-    let impossible = matches!(range, Range::After { after: Seq(u64::MAX), .. } | Range::Before { above: Seq(u64::MAX), .. });
+    let impossible = matches!(
+        range,
+        Range::After { after: Seq(u64::MAX), .. } | Range::Before { above: Seq(u64::MAX), .. }
+    );
     let cut = |span: &Span| {
         let (first, last) = (span.first.0.max(low), span.last.0.min(high));
         (first <= last && !impossible).then_some(Slice { span: *span, first: Seq(first), last: Seq(last) })
@@ -91,8 +94,15 @@ impl Filling {
 }
 
 impl Inner {
-    pub(crate) async fn rows(&self, room: &RoomId, spans: &[Span], range: Range, limit: ReadLimit) -> Result<Page, Error> {
-        let limit = ReadLimit { events: limit.events.min(READ_MAX.events), bytes: limit.bytes.min(READ_MAX.bytes) };
+    pub(crate) async fn rows(
+        &self,
+        room: &RoomId,
+        spans: &[Span],
+        range: Range,
+        limit: ReadLimit,
+    ) -> Result<Page, Error> {
+        let limit =
+            ReadLimit { events: limit.events.min(READ_MAX.events), bytes: limit.bytes.min(READ_MAX.bytes) };
         let mut filling = Filling { rows: Vec::new(), bytes: 0, limit, more: false };
         let down = matches!(range, Range::Before { .. });
         let slices = slices(spans, range);
@@ -188,7 +198,8 @@ mod tests {
 
     #[track_caller]
     fn check(range: Range, want: &[(u64, u64)]) {
-        let spans = [span(segment(1, 0), 1, 1, 4), span(segment(2, 0), 1, 5, 4), span(segment(3, 0), 2, 5, u64::MAX)];
+        let spans =
+            [span(segment(1, 0), 1, 1, 4), span(segment(2, 0), 1, 5, 4), span(segment(3, 0), 2, 5, u64::MAX)];
         let got: Vec<_> = slices(&spans, range).iter().map(|slice| (slice.first.0, slice.last.0)).collect();
         assert_eq!(got, want, "{range:?}");
     }
@@ -220,7 +231,8 @@ mod tests {
         assert_eq!(filling.step(), 16);
         let small = Filling { rows: vec![row(0)], bytes: 0, limit, more: false };
         assert_eq!(small.step(), STEP_ROWS_MAX);
-        let nearly = Filling { rows: vec![row(0)], bytes: 0, limit: ReadLimit { events: 3, ..limit }, more: false };
+        let nearly =
+            Filling { rows: vec![row(0)], bytes: 0, limit: ReadLimit { events: 3, ..limit }, more: false };
         assert_eq!(nearly.step(), 3, "two, and one to know that there are more");
     }
 }

@@ -40,7 +40,9 @@ pub enum Error {
     Newer { keyspace: String, stored: u32 },
     #[error("keyspace {keyspace} has no schema: run `banyan schema apply`")]
     Missing { keyspace: String },
-    #[error("keyspace {keyspace} has schema version {stored}, this release needs {NEWEST}: run `banyan schema apply`")]
+    #[error(
+        "keyspace {keyspace} has schema version {stored}, this release needs {NEWEST}: run `banyan schema apply`"
+    )]
     Older { keyspace: String, stored: u32 },
     #[error("{doing}: {why}")]
     Cql { doing: String, why: String },
@@ -136,7 +138,10 @@ pub(crate) fn create_keyspace(keyspace: &str, replication: &Replication, tablets
 }
 
 /// The statements that lead from a version to the newest one, each version with its number.
-pub(crate) fn steps(keyspace: &str, from: Option<u32>) -> impl Iterator<Item = (u32, &'static str, Vec<String>)> {
+pub(crate) fn steps(
+    keyspace: &str,
+    from: Option<u32>,
+) -> impl Iterator<Item = (u32, &'static str, Vec<String>)> {
     let later = VERSIONS.iter().filter(move |version| from.is_none_or(|from| version.number > from));
     later.map(move |version| {
         let statements = version.statements.iter().map(|text| with_keyspace(text, keyspace)).collect();
@@ -204,7 +209,18 @@ mod tests {
     fn what_is_printed_can_be_typed() {
         let text = print("ks", &replication());
         assert!(text.contains("'o''hare': 3}") && !text.contains("{ks}"));
-        let tables = ["messages", "segments", "fences", "incarnations", "slot_owners", "rooms", "members", "user_rooms", "users", "usernames"];
+        let tables = [
+            "messages",
+            "segments",
+            "fences",
+            "incarnations",
+            "slot_owners",
+            "rooms",
+            "members",
+            "user_rooms",
+            "users",
+            "usernames",
+        ];
         for table in tables {
             assert!(text.contains(&format!("CREATE TABLE IF NOT EXISTS ks.{table} (")), "{table}");
         }

@@ -7,11 +7,16 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use scylla::client::execution_profile::{ExecutionProfile, ExecutionProfileHandle};
 use scylla::client::session::Session;
 use scylla::client::session_builder::SessionBuilder;
 use scylla::errors::{
-    ConnectionError, ConnectionPoolError, ConnectionSetupRequestErrorKind, DbError, ExecutionError, MetadataError, NewSessionError,
+    ConnectionError, ConnectionPoolError, ConnectionSetupRequestErrorKind, DbError, ExecutionError,
+    MetadataError, NewSessionError,
 };
+use scylla::policies::load_balancing::DefaultPolicy;
+use scylla::response::query_result::QueryResult;
+use scylla::serialize::row::SerializeRow;
 use scylla::statement::{Consistency, Statement};
 use tokio::time::Instant;
 
@@ -66,7 +71,9 @@ pub enum ConnectError {
 pub(crate) enum Product {
     Cassandra,
     /// Year and number of the release; ScyllaDB before 2025 counted otherwise, and sorts before it.
-    Scylla { release: (u32, u32) },
+    Scylla {
+        release: (u32, u32),
+    },
 }
 
 /// Connected; see the module's text.
@@ -75,11 +82,16 @@ pub struct Server {
     pub(crate) options: Options,
     pub(crate) data_centre: String,
     pub(crate) product: Product,
+    /// For questions that are asked now and then: nodes of our data centre alone.
+    local: ExecutionProfileHandle,
 }
 
 impl Server {
     /// Waits until one of the nodes answers, and tells `waiting` about it at every try. Dropping the future ends it.
-    pub async fn connect(options: Options, mut waiting: impl FnMut(&Waiting) + Send) -> Result<Self, ConnectError> {
+    pub async fn connect(
+        options: Options,
+        mut waiting: impl FnMut(&Waiting) + Send,
+    ) -> Result<Self, ConnectError> {
         if let Some(why) = options.refusal() {
             return Err(ConnectError::Options(why));
         }
@@ -103,7 +115,10 @@ impl Server {
             }
         };
         tracing::info!(nodes = ?options.nodes, data_centre, ?product, "connected to CQL");
-        Ok(Self { session, options, data_centre, product })
+        let balancing =
+            DefaultPolicy::builder().prefer_datacenter(data_centre.clone()).permit_dc_failover(false).build();
+        let local = ExecutionProfile::builder().load_balancing_policy(balancing).build().into_handle();
+        Ok(Self { session, options, data_centre, product, local })
     }
 
     /// The data centre that every quorum is of.
@@ -114,7 +129,9 @@ impl Server {
     /// The newest version that the keyspace has; None: no schema, or no keyspace.
     pub async fn schema_version(&self) -> Result<Option<u32>, schema::Error> {
         let doing = || format!("reading the schema version of {}", self.options.keyspace);
-        self.read_version().await.map_err(|error| schema::Error::Cql { doing: doing(), why: error.to_string() })
+        self.read_version()
+            .await
+            .map_err(|error| schema::Error::Cql { doing: doing(), why: error.to_string() })
     }
 
     async fn read_version(&self) -> Result<Option<u32>, ExecutionError> {
@@ -127,8 +144,9 @@ impl Server {
         }
         // The whole partition: `max` of nothing is null.
         let text = format!("SELECT max(version) FROM {keyspace}.schema_versions WHERE k = 0");
-        let answer = self.ask(&text, self.quorum(), ()).await?;
-        let version = answer.into_rows_result().ok().and_then(|rows| rows.single_row::<(Option<i32>,)>().ok());
+        let answer = self.ask(&text, Consistency::LocalQuorum, ()).await?;
+        let version =
+            answer.into_rows_result().ok().and_then(|rows| rows.single_row::<(Option<i32>,)>().ok());
         Ok(version.and_then(|(version,)| u32::try_from(version?).ok()))
     }
 
@@ -154,7 +172,8 @@ impl Server {
             for statement in statements {
                 self.change(&statement).await?;
             }
-            let noted = self.ask(&schema::note_version(keyspace, number, what), self.quorum(), ()).await;
+            let noted =
+                self.ask(&schema::note_version(keyspace, number, what), Consistency::LocalQuorum, ()).await;
             noted.map_err(|error| schema::Error::Cql {
                 doing: format!("noting schema version {number}"),
                 why: error.to_string(),
@@ -181,7 +200,9 @@ impl Server {
         loop {
             match self.read_version().await {
                 Ok(stored) => break schema::usable(keyspace, stored)?,
-                Err(error) if failure::is_passing(&error) => patience.wait(error.to_string(), &mut waiting).await?,
+                Err(error) if failure::is_passing(&error) => {
+                    patience.wait(error.to_string(), &mut waiting).await?
+                }
                 Err(error) => {
                     let doing = format!("reading the schema version of {keyspace}");
                     return Err(schema::Error::Cql { doing, why: error.to_string() }.into());
@@ -215,30 +236,30 @@ impl Server {
         &self,
         text: &str,
         consistency: Consistency,
-        values: impl scylla::serialize::row::SerializeRow,
-    ) -> Result<scylla::response::query_result::QueryResult, ExecutionError> {
-        ask(&self.session, text, consistency, values).await
-    }
-
-    /// Before the data centre is known to the statements, a quorum of all of them is the safe one.
-    fn quorum(&self) -> Consistency {
-        Consistency::Quorum
+        values: impl SerializeRow,
+    ) -> Result<QueryResult, ExecutionError> {
+        let mut statement = Statement::new(text);
+        statement.set_execution_profile_handle(Some(self.local.clone()));
+        ask(&self.session, statement, consistency, values).await
     }
 }
 
 impl std::fmt::Debug for Server {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Server").field("options", &self.options).field("data_centre", &self.data_centre).finish_non_exhaustive()
+        f.debug_struct("Server")
+            .field("options", &self.options)
+            .field("data_centre", &self.data_centre)
+            .finish_non_exhaustive()
     }
 }
 
 async fn ask(
     session: &Session,
-    text: &str,
+    statement: impl Into<Statement>,
     consistency: Consistency,
-    values: impl scylla::serialize::row::SerializeRow,
-) -> Result<scylla::response::query_result::QueryResult, ExecutionError> {
-    let mut statement = Statement::new(text);
+    values: impl SerializeRow,
+) -> Result<QueryResult, ExecutionError> {
+    let mut statement = statement.into();
     statement.set_consistency(consistency);
     statement.set_is_idempotent(true);
     Box::pin(session.query_unpaged(statement, values)).await
@@ -273,10 +294,18 @@ impl Patience {
         Self { nodes: options.nodes.clone(), since: Instant::now(), deadline: options.start_deadline }
     }
 
-    async fn wait(&mut self, why: String, waiting: &mut (impl FnMut(&Waiting) + Send)) -> Result<(), ConnectError> {
+    async fn wait(
+        &mut self,
+        why: String,
+        waiting: &mut (impl FnMut(&Waiting) + Send),
+    ) -> Result<(), ConnectError> {
         let waited = self.since.elapsed();
         if self.deadline.is_some_and(|deadline| waited >= deadline) {
-            return Err(ConnectError::NotThere { nodes: self.nodes.join(", "), waited_s: waited.as_secs(), why });
+            return Err(ConnectError::NotThere {
+                nodes: self.nodes.join(", "),
+                waited_s: waited.as_secs(),
+                why,
+            });
         }
         let state = Waiting { nodes: self.nodes.clone(), waited, why };
         waiting(&state);
@@ -295,15 +324,21 @@ fn login_refused(error: &NewSessionError) -> Option<String> {
         return None;
     };
     match setup.get_error() {
-        ConnectionSetupRequestErrorKind::DbError(DbError::AuthenticationError | DbError::Unauthorized, why) => Some(why.clone()),
-        ConnectionSetupRequestErrorKind::MissingAuthentication => Some("they want a name and a password".to_owned()),
+        ConnectionSetupRequestErrorKind::DbError(
+            DbError::AuthenticationError | DbError::Unauthorized,
+            why,
+        ) => Some(why.clone()),
+        ConnectionSetupRequestErrorKind::MissingAuthentication => {
+            Some("they want a name and a password".to_owned())
+        }
         _ => None,
     }
 }
 
 fn data_centre(session: &Session, wanted: Option<&str>) -> Result<String, ConnectError> {
     let state = session.get_cluster_state();
-    let there: BTreeSet<_> = state.get_nodes_info().iter().filter_map(|node| node.datacenter.as_deref()).collect();
+    let there: BTreeSet<_> =
+        state.get_nodes_info().iter().filter_map(|node| node.datacenter.as_deref()).collect();
     let names = || there.iter().copied().collect::<Vec<_>>().join(", ");
     match (wanted, there.first()) {
         (Some(wanted), _) if there.contains(wanted) => Ok(wanted.to_owned()),
@@ -319,7 +354,8 @@ async fn product(session: &Session) -> Result<Product, ExecutionError> {
     if there.into_rows_result().is_ok_and(|rows| rows.rows_num() == 0) {
         return Ok(Product::Cassandra);
     }
-    let answer = ask(session, "SELECT version FROM system.versions WHERE key = 'local'", Consistency::One, ()).await?;
+    let answer =
+        ask(session, "SELECT version FROM system.versions WHERE key = 'local'", Consistency::One, ()).await?;
     let version = answer.into_rows_result().ok().and_then(|rows| rows.single_row::<(String,)>().ok());
     Ok(Product::Scylla { release: version.map(|(version,)| release(&version)).unwrap_or_default() })
 }

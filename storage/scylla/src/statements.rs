@@ -11,7 +11,7 @@ use scylla::client::session::Session;
 use scylla::errors::PrepareError;
 use scylla::policies::load_balancing::{DefaultPolicy, LatencyAwarenessBuilder, LoadBalancingPolicy};
 use scylla::policies::retry::{DefaultRetryPolicy, FallthroughRetryPolicy, RetryPolicy};
-use scylla::policies::speculative_execution::SimpleSpeculativeExecutionPolicy;
+use scylla::policies::speculative_execution::{SimpleSpeculativeExecutionPolicy, SpeculativeExecutionPolicy};
 use scylla::statement::prepared::PreparedStatement;
 use scylla::statement::{Consistency, SerialConsistency, Statement};
 
@@ -19,6 +19,9 @@ use crate::options::Options;
 
 /// A node this many times slower than the fastest is asked last. Quorums wait for it anyway; what it must not do is coordinate.
 const SLOW: f64 = 4.0;
+
+/// So many further nodes are asked, one after the other: of three, one is down and the next is in a pause of its collector.
+const HEDGES: usize = 2;
 
 /// How statements are carried out.
 pub(crate) struct Profiles {
@@ -45,8 +48,8 @@ impl Profiles {
             .latency_awareness(LatencyAwarenessBuilder::new().exclusion_threshold(SLOW))
             .build();
         let make = |timeout, consistency, retry: Arc<dyn RetryPolicy>, hedge: Option<Duration>| {
-            let hedge = hedge.map(|retry_interval| -> Arc<dyn scylla::policies::speculative_execution::SpeculativeExecutionPolicy> {
-                Arc::new(SimpleSpeculativeExecutionPolicy { max_retry_count: 1, retry_interval })
+            let hedge = hedge.map(|retry_interval| -> Arc<dyn SpeculativeExecutionPolicy> {
+                Arc::new(SimpleSpeculativeExecutionPolicy { max_retry_count: HEDGES, retry_interval })
             });
             ExecutionProfile::builder()
                 .request_timeout(Some(timeout))

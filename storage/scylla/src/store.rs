@@ -11,7 +11,8 @@ use banyan_storage::accounts::{Creation, LoginRow, TEXT_MAX, UserRow};
 use banyan_storage::log_store::{Answered, RoomWrite, Said, SegmentRecord, SlotOwner, Span};
 use banyan_storage::outcome::Completion;
 use banyan_storage::{
-    Accounts, BoxFuture, Error, LogStore, Marks, MemberPage, MemberRow, Page, Range, ReadLimit, RoomPage, RoomRow,
+    Accounts, BoxFuture, Error, LogStore, Marks, MemberPage, MemberRow, Page, Range, ReadLimit, RoomPage,
+    RoomRow,
 };
 use scylla::client::execution_profile::ExecutionProfileHandle;
 use scylla::client::session::Session;
@@ -154,7 +155,12 @@ impl Inner {
     }
 
     /// One batch, measured.
-    pub(crate) async fn batch(&self, kind: Kind, batch: &Batch, values: impl BatchValues) -> Result<(), ExecutionError> {
+    pub(crate) async fn batch(
+        &self,
+        kind: Kind,
+        batch: &Batch,
+        values: impl BatchValues,
+    ) -> Result<(), ExecutionError> {
         let begun = Instant::now();
         let result = Box::pin(self.session.batch(batch, values)).await;
         self.metrics.note(kind, begun.elapsed(), result.is_err());
@@ -191,7 +197,8 @@ impl Inner {
         statement: &PreparedStatement,
         values: impl SerializeRow,
     ) -> Result<QueryRowsResult, Error> {
-        let answer = self.execute(kind, statement, values).await.map_err(|error| failure::read_error(&error, what))?;
+        let answer =
+            self.execute(kind, statement, values).await.map_err(|error| failure::read_error(&error, what))?;
         answer.into_rows_result().map_err(|error| Error::Corrupt(format!("{what}: {error}")))
     }
 
@@ -237,7 +244,11 @@ impl LogStore for Scylla {
         self.ask(move |inner| async move { inner.room_row(room).await })
     }
 
-    fn member(&self, room: RoomId, user: UserId) -> BoxFuture<'static, Result<Option<(MemberRow, Marks)>, Error>> {
+    fn member(
+        &self,
+        room: RoomId,
+        user: UserId,
+    ) -> BoxFuture<'static, Result<Option<(MemberRow, Marks)>, Error>> {
         self.ask(move |inner| async move { inner.member(&room, &user).await })
     }
 
@@ -272,8 +283,13 @@ impl LogStore for Scylla {
         Answered::Later(self.ask(move |inner| async move { inner.is_fenced(incarnation).await }))
     }
 
-    fn register_incarnation(&self, incarnation: Incarnation, node: String) -> BoxFuture<'static, Result<(), Error>> {
-        let ask = |node: String| move |inner: Arc<Inner>| async move { inner.register(incarnation, &node).await };
+    fn register_incarnation(
+        &self,
+        incarnation: Incarnation,
+        node: String,
+    ) -> BoxFuture<'static, Result<(), Error>> {
+        let ask =
+            |node: String| move |inner: Arc<Inner>| async move { inner.register(incarnation, &node).await };
         self.ask_with_texts(&[Some(&node)], ask(node.clone()))
     }
 

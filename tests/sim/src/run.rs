@@ -98,3 +98,37 @@ pub fn run(plan: Plan, with_timeline: bool, until: Time) -> Finished {
         timeline: timeline.unwrap_or_default(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::Mode;
+    use crate::schedule::MS;
+
+    /// Seeds that failed once, and what was wrong.
+    const ONCE: &[(u64, &str)] = &[
+        (500_379, "a pin did not count the target's version up: placement stood still"),
+        (500_653, "the same"),
+        (500_717, "a run froze ownership after `ring recover` was through"),
+        (502_187, "a lost claim's answer made its run forget the newer key that a watch had shown"),
+        (504_015, "the same"),
+        (504_933, "the same"),
+        (500_445, "clients settled while a room was still to be made"),
+        (503_821, "a send that was owed and refused for good counted as paid"),
+    ];
+
+    #[test]
+    fn seeds_that_failed_once_pass() {
+        for (seed, was) in ONCE {
+            let finished = run(Plan::new(*seed, Mode::Liveness), false, Time::MAX);
+            assert_eq!(finished.failure, None, "seed {seed} ({was})");
+        }
+    }
+
+    #[test]
+    fn a_run_that_is_broken_off_owes_nothing() {
+        let plan = Plan::new(500_379, Mode::Liveness);
+        let until = plan.ends + 100 * MS;
+        assert_eq!(run(plan, false, until).failure, None);
+    }
+}

@@ -788,7 +788,8 @@ impl World {
         }
         // A command whose client has gone may be held by its gateway for as long.
         let held_until = self.clients[0].finish_at + self.plan.ttl + 2 * SECOND;
-        let still = (*self.still_since.get_or_insert(self.schedule.now())).max(held_until);
+        let now = self.now();
+        let still = (*self.still_since.get_or_insert(now)).max(held_until);
         if !self.clients.iter().all(Client::is_settled) {
             return;
         }
