@@ -401,7 +401,7 @@ async fn watch_survives_compaction(world: &dyn World) {
                     break;
                 }
             }
-            other => panic!("{other:?}"),
+            other @ Event::Watched(_) => panic!("{other:?}"),
         }
     }
     assert_eq!(direct.cas_slot(SlotId(1), None, slot_key("a", 1, 1)).await, CasOutcome::Won);

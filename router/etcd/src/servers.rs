@@ -20,7 +20,7 @@ use etcd_client::{
 use futures_util::FutureExt as _;
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use tokio::sync::{OnceCell, watch};
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use crate::coordination::{Error as Told, LeaseId};
 use crate::keys::Keys;
@@ -30,6 +30,8 @@ use crate::kv::{Broken, Changed, Done, Error, If, KeyValue, Kv, Range, Ranged, T
 const HEDGE: Duration = Duration::from_millis(250);
 /// After all servers failed at once.
 const PAUSE: Duration = Duration::from_millis(50);
+/// A server that has not accepted us after so long will not.
+const CONNECT_MAX: Duration = Duration::from_secs(10);
 /// A watch that was far behind gets up to 1,000 revisions in one answer; each may hold a target of some 100 KB.
 const WATCH_ANSWER_MAX: usize = 128 << 20;
 /// One page of a listing with the longest values.
@@ -108,11 +110,17 @@ impl Keys<Servers> {
     /// later is up to the caller.
     pub async fn connect(options: Options) -> Result<Self, Told> {
         let cluster = options.cluster.clone();
+        let has_user = options.user.is_some();
         let keys = Self::new(Servers::new(options)?, &cluster)?;
-        let range = Range { key: keys.prefix().into(), end: None, revision: None, limit: 1 };
-        match keys.kv().range(range).await {
-            Ok(_) => Ok(keys),
-            Err(error) => Err(keys.error(error)),
+        let began = Instant::now();
+        loop {
+            let range = Range { key: keys.prefix().into(), end: None, revision: None, limit: 1 };
+            match keys.kv().range(range).await {
+                Ok(_) => return Ok(keys),
+                // It is connected to, and may still be at our password.
+                Err(Error::Unknown(_)) if has_user && began.elapsed() < CONNECT_MAX => {}
+                Err(error) => return Err(keys.error(error)),
+            }
         }
     }
 }
@@ -212,15 +220,29 @@ impl Servers {
         self.shared.preferred.send_modify(|preferred| preferred.turn += 1);
     }
 
+    /// Whoever gives up waiting leaves the connecting to go on: a server takes its time to check a password, and more of it
+    /// when it is busy.
     async fn client(&self, server: usize) -> Result<Client, Error> {
-        let server = &self.shared.servers[server];
-        let connect = || async { Client::connect([&server.url], Some(self.shared.connect.clone())).await };
-        let client = server.client.get_or_try_init(connect).await;
-        // Nothing but who we are was said yet.
-        client.cloned().map_err(|error| match error_of(error) {
-            Error::Refused(why) => Error::Refused(format!("{}: {why}", server.url)),
-            error => Error::NotSent(format!("{}: {error}", server.url)),
-        })
+        if let Some(client) = self.shared.servers[server].client.get() {
+            return Ok(client.clone());
+        }
+        let shared = Arc::clone(&self.shared);
+        let connecting = tokio::spawn(async move {
+            let server = &shared.servers[server];
+            let connect = || async {
+                match timeout(CONNECT_MAX, Client::connect([&server.url], Some(shared.connect.clone()))).await
+                {
+                    Ok(client) => client.map_err(error_of),
+                    Err(_) => Err(Error::NotSent("no answer in time".to_owned())),
+                }
+            };
+            // Nothing but who we are was said yet.
+            server.client.get_or_try_init(connect).await.cloned().map_err(|error| match error {
+                Error::Refused(why) => Error::Refused(format!("{}: {why}", server.url)),
+                error => Error::NotSent(format!("{}: {error}", server.url)),
+            })
+        });
+        connecting.await.unwrap_or_else(|error| Err(Error::NotSent(error.to_string())))
     }
 
     async fn on<T, F>(&self, server: usize, request: &impl Fn(Client) -> F) -> Result<T, Error>
@@ -488,7 +510,7 @@ impl Kv for Servers {
             let mut client = client.watch_client().max_decoding_message_size(WATCH_ANSWER_MAX);
             async move { client.watch(prefix, Some(options)).await }
         };
-        match tokio::time::timeout(self.shared.request_timeout, self.on(server, &begin)).await {
+        match timeout(self.shared.request_timeout, self.on(server, &begin)).await {
             Ok(Ok(stream)) => Ok(ServerWatch { stream, turns, turn }),
             failed => {
                 self.prefer((server + 1) % self.shared.servers.len());
