@@ -322,7 +322,7 @@ mod tests {
         let members = ["a", "b"].map(|name| Member { node: id(name), weight: 1 });
         let mut target = solve(&Target::empty(SlotCount::new(4).unwrap()), members);
         target.pin(SlotId(2), Some(id("b")));
-        let want = r#"{"v":1,"version":1,"members":[{"node":"a","weight":1},{"node":"b","weight":1}],"pins":{"2":"b"},"owners":[0,1,0,1]}"#;
+        let want = r#"{"v":1,"version":2,"members":[{"node":"a","weight":1},{"node":"b","weight":1}],"pins":{"2":"b"},"owners":[0,1,0,1]}"#;
         assert_eq!(text(encode_target(&target)), want);
         assert_eq!(decode_target(want.as_bytes()).unwrap(), target);
         let empty = Target::empty(SlotCount::new(2).unwrap());

@@ -9,6 +9,7 @@
 //! (with `Failed` or `Unknown` after a time-out of whoever carries it out). All keys come by one watch over their common
 //! prefix, in order of revision. Each transaction is about one key and holds a handful of operations (etcd's bound is 128).
 
+mod account;
 mod placement;
 mod slots;
 
@@ -20,10 +21,11 @@ use banyan_proto::plant::{self, Bug};
 
 use crate::node_key::{NodeEntry, State};
 use crate::slot::SlotCount;
-use crate::slot_key::{NodeId, Peer, SlotKey};
-use crate::slot_owner::{self, Failed, Why};
+use crate::slot_key::{NodeId, Peer, SlotKey, generation};
+use crate::slot_owner::{self, CasOutcome, Failed, Why};
 use crate::target::Target;
 
+pub use account::{Account, Waits};
 use placement::Placement;
 use slots::Slots;
 
@@ -60,7 +62,7 @@ pub enum Input {
         result: Result<(), Failed>,
     },
     /// Answers [`Action::WriteFrozen`].
-    FrozenWritten(Result<(), Failed>),
+    FrozenWritten(CasOutcome),
     /// Answers [`Action::Slot`], or says what the slot's worker or its old owner did.
     Slot {
         slot: SlotId,
@@ -167,10 +169,12 @@ pub enum Action {
     SayReady {
         to: Peer,
     },
-    /// Puts the key `frozen`, with the reason, and tells people.
+    /// If the slot's key is exactly `expect`, puts the key `frozen`, with the reason; and tells people. A run that learns
+    /// late, or is heard late, must not freeze what `ring recover` has put right meanwhile.
     WriteFrozen {
         slot: SlotId,
         why: Why,
+        expect: Option<SlotKey>,
     },
     /// Of one slot: never [`slot_owner::Action::ReadNode`], `WriteFence`, `Freeze` or `Dead`, which are the node's.
     Slot {
@@ -290,6 +294,8 @@ pub struct Node {
     nodes: BTreeMap<NodeId, Seen>,
     placement: Placement,
     slots: Slots,
+    /// The watch has shown this run's own key: if it is gone after that, it was taken away.
+    is_shown: bool,
     /// When each worker ticked last.
     ticked: Vec<u64>,
     keep_alive: Request,
@@ -328,11 +334,24 @@ impl Request {
     }
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Freezing {
     slot: SlotId,
     why: Why,
+    /// What the slot's key is, as far as is known.
+    expect: Option<SlotKey>,
     request: Request,
+}
+
+impl Freezing {
+    /// Whether the slot's key is of a later generation than what is in doubt: `ring recover` has set it since.
+    fn is_over(&self, key: Option<&SlotKey>) -> bool {
+        let doubted = match self.why {
+            Why::OtherOwner(row) => row.tenure.epoch,
+            Why::SetBack { served } => served,
+        };
+        key.is_some_and(|key| generation(key.epoch) > generation(doubted))
+    }
 }
 
 impl Node {
@@ -347,6 +366,7 @@ impl Node {
             nodes: BTreeMap::new(),
             placement: Placement::default(),
             slots,
+            is_shown: false,
             ticked: vec![now_ms; usize::from(options.workers)],
             keep_alive: Request::default(),
             put_node: Request::default(),
@@ -422,12 +442,7 @@ impl Node {
             Input::FenceWritten { incarnation, result } => {
                 self.fence_written(now_ms, incarnation, result, out);
             }
-            Input::FrozenWritten(Ok(())) => self.freezing = None,
-            Input::FrozenWritten(Err(Failed)) => {
-                if let Some(freezing) = &mut self.freezing {
-                    freezing.request.answered(Some(now_ms + self.options.limits.retry_ms));
-                }
-            }
+            Input::FrozenWritten(outcome) => self.frozen_written(now_ms, outcome, out),
             Input::Slot { slot, input } => self.feed(now_ms, slot, input, out),
             Input::Alive { worker } => {
                 if let Some(ticked) = self.ticked.get_mut(usize::from(worker)) {
@@ -467,7 +482,7 @@ impl Node {
         if self.phase != Phase::Up {
             return None;
         }
-        let freezing = self.freezing.and_then(|freezing| freezing.request.at);
+        let freezing = self.freezing.as_ref().and_then(|freezing| freezing.request.at);
         let of_placement = self.may_change().then(|| self.placement.next_deadline()).flatten();
         let all = [self.keep_alive.at, self.put_node.at, freezing, of_placement, self.slots.next_deadline()];
         all.into_iter().flatten().min()
@@ -489,7 +504,8 @@ impl Node {
             && freezing.request.is_due(now_ms)
         {
             freezing.request.begin();
-            out.push(Action::WriteFrozen { slot: freezing.slot, why: freezing.why });
+            let expect = freezing.expect.clone();
+            out.push(Action::WriteFrozen { slot: freezing.slot, why: freezing.why, expect });
         }
         if self.may_change() {
             self.place(now_ms, out);
@@ -629,6 +645,10 @@ impl Node {
         for (node, entry) in listing.nodes {
             self.node_changed(now_ms, node, Some(entry));
         }
+        self.look_for_own_key(now_ms, out);
+        if self.phase == Phase::Dead {
+            return;
+        }
         self.placement.adopt(listing.target, true);
         self.set_frozen(now_ms, listing.frozen, out);
         for (slot, key) in listing.slots {
@@ -642,6 +662,7 @@ impl Node {
             Watched::Slot { slot, key } => self.feed(now_ms, slot, slot_owner::Input::Key(key), out),
             Watched::Node { node, entry } => {
                 self.node_changed(now_ms, node, entry);
+                self.look_for_own_key(now_ms, out);
                 self.slots.look_at_all();
             }
             Watched::Target(target) => {
@@ -678,8 +699,22 @@ impl Node {
         }
     }
 
+    /// A run whose key was deleted (by witnesses who erred, by hand) or is another run's has its lease still, and would go on
+    /// unseen: nobody gives it a slot, and those that it has are taken from it.
+    fn look_for_own_key(&mut self, now_ms: u64, out: &mut Vec<Action>) {
+        if self.is_alive(self.options.me.incarnation) {
+            self.is_shown = true;
+        } else if self.is_shown && self.phase == Phase::Up {
+            self.end(now_ms, End::LeaseLost, out);
+        }
+    }
+
     fn set_frozen(&mut self, now_ms: u64, frozen: bool, out: &mut Vec<Action>) {
         let was = self.frozen;
+        if frozen {
+            // Whoever wrote it: it is there, and when it is lifted that is news for us too.
+            self.freezing = None;
+        }
         self.frozen = frozen || self.freezing.is_some();
         if was && !self.frozen {
             // `ring recover` is through and has fenced every run that was registered: a run that nobody asks anything would
@@ -689,6 +724,23 @@ impl Node {
             // A drained slot could not be handed over, nor speak again: what is not yet drained stays.
             for slot in self.slots.draining() {
                 self.feed(now_ms, slot, slot_owner::Input::Take, out);
+            }
+        }
+    }
+
+    fn frozen_written(&mut self, now_ms: u64, outcome: CasOutcome, out: &mut Vec<Action>) {
+        let again_at = now_ms + self.options.limits.retry_ms;
+        let Some(freezing) = &mut self.freezing else { return };
+        match outcome {
+            CasOutcome::Won => self.freezing = None,
+            CasOutcome::Unknown => freezing.request.answered(Some(again_at)),
+            // As in `set_frozen`, but its watch has shown it nothing of that.
+            CasOutcome::Lost(current) if freezing.is_over(current.as_ref()) => {
+                self.end(now_ms, End::Fenced, out);
+            }
+            CasOutcome::Lost(current) => {
+                freezing.expect = current;
+                freezing.request.answered(Some(again_at));
             }
         }
     }

@@ -164,6 +164,8 @@ pub struct Ownership {
     phase: Phase,
     /// The newest key that was seen.
     known: Option<SlotKey>,
+    /// A watch has shown a newer key while the request to etcd was under way: its answer may be the older news.
+    overtaken: bool,
     /// The highest epoch that this run has begun to serve; never begun again.
     served: Epoch,
     /// The highest epoch that this run has asked etcd for in its own name.
@@ -251,6 +253,7 @@ impl Ownership {
             limits,
             phase: Phase::Idle,
             known: None,
+            overtaken: false,
             served: Epoch(0),
             asked: Epoch(0),
             passed: None,
@@ -286,6 +289,26 @@ impl Ownership {
 
     pub fn is_draining_for(&self, peer: &Peer) -> bool {
         matches!(&self.phase, Phase::Draining { to, .. } if to == peer)
+    }
+
+    /// What is under way, for people.
+    pub fn doing(&self) -> &'static str {
+        match &self.phase {
+            Phase::Idle => "nothing",
+            Phase::Reading { .. } => "reading its key",
+            Phase::AskingNode { .. } => "asking whether its owner is gone",
+            Phase::Fencing { .. } => "fencing its owner",
+            Phase::Claiming { .. } => "claiming it",
+            Phase::Registering(_) => "registering as its owner",
+            Phase::AwaitingState { .. } => "waiting for the old owner's state",
+            Phase::Serving { .. } => "serving it",
+            Phase::Draining { .. } => "draining it",
+            Phase::HandingOver { .. } => "handing it over",
+            Phase::Settling(_) => "finding out whose it is",
+            Phase::Drafting(_) => "registering as an earlier draft had it",
+            Phase::Frozen => "holding still: ownership is in doubt",
+            Phase::Dead => "over",
+        }
     }
 
     /// The newest key that it has seen.
@@ -348,6 +371,7 @@ impl Ownership {
         let newer = self.known.as_ref().is_none_or(|known| known.epoch < key.epoch);
         if newer {
             self.known = Some(key.clone());
+            self.overtaken = self.is_asking();
         }
         match &self.phase {
             Phase::Idle if key.names(&self.me) => self.named(now_ms, key, out),
@@ -371,8 +395,51 @@ impl Ownership {
         } else {
             // An epoch that we have had: the watch is late, or etcd was set back.
             self.phase = Phase::Reading { take: false };
-            out.push(Action::ReadKey);
+            self.read_key(out);
         }
+    }
+
+    /// A request whose answer shows the key, or decides it, is under way.
+    fn is_asking(&self) -> bool {
+        match &self.phase {
+            Phase::Reading { .. }
+            | Phase::Claiming { .. }
+            | Phase::HandingOver { .. }
+            | Phase::Settling(_) => true,
+            Phase::Idle
+            | Phase::AskingNode { .. }
+            | Phase::Fencing { .. }
+            | Phase::Registering(_)
+            | Phase::AwaitingState { .. }
+            | Phase::Serving { .. }
+            | Phase::Draining { .. }
+            | Phase::Drafting(_)
+            | Phase::Frozen
+            | Phase::Dead => false,
+        }
+    }
+
+    fn read_key(&mut self, out: &mut Vec<Action>) {
+        self.overtaken = false;
+        out.push(Action::ReadKey);
+    }
+
+    fn swap(&mut self, expect: Option<SlotKey>, new: SlotKey, out: &mut Vec<Action>) {
+        self.overtaken = false;
+        out.push(Action::Cas { expect, new });
+    }
+
+    /// Etcd's answer is that the key is this. It was so when etcd answered: what a watch has shown since is newer, and must
+    /// not be forgotten over it, because nobody will show it again. Returns what the key is then, and whether a
+    /// linearizable answer says so.
+    fn learn(&mut self, answer: Option<SlotKey>) -> (Option<SlotKey>, bool) {
+        let epoch = |key: &Option<SlotKey>| key.as_ref().map_or(Epoch(0), |key| key.epoch);
+        let overtaken = std::mem::take(&mut self.overtaken);
+        if overtaken && epoch(&self.known) > epoch(&answer) {
+            return (self.known.clone(), false);
+        }
+        self.known.clone_from(&answer);
+        (answer, true)
     }
 
     fn key_read(&mut self, now_ms: u64, result: Result<Option<SlotKey>, Failed>, out: &mut Vec<Action>) {
@@ -382,11 +449,11 @@ impl Ownership {
                     self.phase = Phase::Idle;
                     return;
                 };
-                self.known.clone_from(&key);
+                let (key, linear) = self.learn(key);
                 self.phase = Phase::Idle;
                 let mine = key.as_ref().is_some_and(|key| key.names(&self.me));
                 if take || mine || self.is_set_back(key.as_ref()) {
-                    self.take_from(now_ms, key, true, out);
+                    self.take_from(now_ms, key, linear, out);
                 }
             }
             Phase::Settling(_) => self.settle_with(now_ms, result, out),
@@ -412,6 +479,7 @@ impl Ownership {
     fn rest(&mut self, now_ms: u64, out: &mut Vec<Action>) {
         self.phase = Phase::Idle;
         self.again_at = None;
+        self.overtaken = false;
         if let Some(key) = &self.known
             && key.names(&self.me)
             && key.epoch > self.served

@@ -96,8 +96,13 @@ impl Target {
         loads
     }
 
-    /// Binds a slot to a node, or (`None`) no longer. Takes effect when solved.
+    /// Binds a slot to a node, or (`None`) no longer. Takes effect when solved; counts as a change even where the slot is
+    /// there already: two targets of one version would be taken for the same.
     pub fn pin(&mut self, slot: SlotId, node: Option<NodeId>) {
+        if self.pins.get(&slot) == node.as_ref() {
+            return;
+        }
+        self.version += 1;
         match node {
             Some(node) => self.pins.insert(slot, node),
             None => self.pins.remove(&slot),

@@ -5,6 +5,7 @@
 //! that every owner passes before it says anything (`banyan-shard-core`).
 
 use std::fmt::{self, Debug};
+use std::sync::Arc;
 
 use banyan_proto::id::{Bucket, Epoch, Incarnation, LogId, RoomId, SegmentId, Seq, SlotId, UserId};
 use tokio::sync::mpsc;
@@ -60,13 +61,11 @@ pub struct Span {
 /// What is written to one room.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Write {
-    Record(SegmentRecord),
+    /// Boxed: there are few of them, and batches are moved about by the thousand.
+    Record(Box<SegmentRecord>),
     /// One batch of one segment, all or nothing as far as one replica goes. Again: the same rows under the same names.
-    Rows {
-        segment: SegmentId,
-        bucket: Bucket,
-        rows: Vec<Row>,
-    },
+    /// Shared with whoever may have to say it again.
+    Rows { segment: SegmentId, bucket: Bucket, rows: Arc<[Row]> },
     /// Each row replaces what is stored if its `changed` is not below that of the stored one.
     Derived(Box<Derived>),
     /// Any order will do.

@@ -413,7 +413,7 @@ fn noise(name: &str, from: u64, events: u64, bytes: usize) -> RoomWrite {
     let name = room(name);
     let mut batch = batch(&name, from, from + events - 1);
     if let Write::Rows { rows, .. } = &mut batch.write {
-        for row in rows {
+        for row in Arc::make_mut(rows) {
             row.event = noise_event(row, bytes);
         }
     }
@@ -552,7 +552,7 @@ fn stores_are_shared_by_their_traits() {
 #[test]
 fn a_second_content_stops_the_store() {
     let other = |write: &mut Write| match write {
-        Write::Rows { rows, .. } => rows[1].n += 1,
+        Write::Rows { rows, .. } => Arc::make_mut(rows)[1].n += 1,
         Write::Record(record) => record.bucket = Bucket(9),
         Write::Derived(_) | Write::Said(_) => unreachable!(),
     };

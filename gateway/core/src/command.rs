@@ -140,8 +140,10 @@ pub fn check(command: Command, limits: &Limits, caller: &UserId) -> Result<Check
             at_most("rooms", unsubscribe.rooms.len(), limits.rooms_per_subscribe)?;
             Checked::Unsubscribe(unsubscribe.rooms.iter().map(|id| room(id)).collect::<Result<_, _>>()?)
         }
-        Command::Send(send) => {
-            Checked::Room { room: room(&send.room)?, command: RoomCommand::Send(checked_send(send, limits)?) }
+        Command::Send(mut send) => {
+            // Named once: the send is kept until it is answered.
+            let room = room(&std::mem::take(&mut send.room))?;
+            Checked::Room { room, command: RoomCommand::Send(checked_send(send, limits)?) }
         }
         Command::History(history) => {
             if history.before.is_some() && history.after.is_some() {

@@ -106,7 +106,8 @@ impl Out {
 /// Commands between their arrival and their reply.
 #[derive(Debug, Default)]
 pub(crate) struct Flight {
-    pub(crate) pending: Vec<Pending>,
+    /// Mostly one.
+    pub(crate) pending: SmallVec<[Pending; 1]>,
     /// Commands that wait for `auth` to finish or for large replies to be sent.
     pub(crate) waiting: VecDeque<(u64, Waiting)>,
     /// Commands refused with 106 in a row, since it was last empty.

@@ -15,8 +15,14 @@ pub(super) struct Placement {
     /// When a node that has just come will have been there long enough.
     settles_at: Option<u64>,
     /// What was asked for, while it is not answered.
-    asked: Option<Arc<Target>>,
+    asked: Option<Asked>,
     swap: Request,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Asked {
+    expect: Option<Arc<Target>>,
+    new: Arc<Target>,
 }
 
 impl Placement {
@@ -30,6 +36,16 @@ impl Placement {
         if listed || version(&target) > version(&self.target) {
             self.target = target;
             self.is_open = true;
+        }
+    }
+
+    /// A swap was lost to this. Versions say nothing here: etcd holds it, and does not hold what was expected. Unless a watch
+    /// has shown another one since, which is then the newer.
+    fn adopt_winner(&mut self, expected: &Option<Arc<Target>>, current: Option<Arc<Target>>) {
+        if self.target == *expected {
+            self.adopt(current, true);
+        } else {
+            self.adopt(current, false);
         }
     }
 }
@@ -64,7 +80,7 @@ impl Node {
             return;
         }
         let new = Arc::new(solved);
-        self.placement.asked = Some(Arc::clone(&new));
+        self.placement.asked = Some(Asked { expect: expect.clone(), new: Arc::clone(&new) });
         self.placement.swap.begin();
         out.push(Action::CasTarget { expect, new });
     }
@@ -97,12 +113,12 @@ impl Node {
     }
 
     pub(super) fn target_swapped(&mut self, now_ms: u64, outcome: TargetOutcome) {
-        let asked = self.placement.asked.take();
+        let Some(Asked { expect, new }) = self.placement.asked.take() else { return };
         self.placement.swap.answered(None);
         match outcome {
-            TargetOutcome::Won => self.placement.adopt(asked, false),
+            TargetOutcome::Won => self.placement.adopt(Some(new), false),
             // The first wins, the others adopt.
-            TargetOutcome::Lost(current) => self.placement.adopt(current, false),
+            TargetOutcome::Lost(current) => self.placement.adopt_winner(&expect, current),
             // The watch shows it if it was applied.
             TargetOutcome::Unknown => {
                 self.placement.swap.at = Some(now_ms + self.options.limits.retry_ms);

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use banyan_proto::id::{Incarnation, SlotId};
 
+use super::account::Waits;
 use super::{Action, End, Freezing, Node, Options, Request};
 use crate::node_key::State;
 use crate::ring::Ring;
@@ -189,7 +190,8 @@ impl Node {
                     slot_owner::Action::Freeze { why } => {
                         self.frozen = true;
                         let request = Request { under_way: false, at: Some(now_ms) };
-                        self.freezing.get_or_insert(Freezing { slot, why, request });
+                        let expect = self.slots.machine(slot).and_then(Ownership::known).cloned();
+                        self.freezing.get_or_insert(Freezing { slot, why, expect, request });
                     }
                     slot_owner::Action::Dead => return self.end(now_ms, End::Fenced, out),
                     action => out.push(Action::Slot { slot, action }),
@@ -247,8 +249,9 @@ impl Node {
         while self.may_change()
             && let Some(id) = self.slots.look.pop_first()
         {
+            self.mark_orphan(now_ms, id);
             match self.wish(now_ms, id, &mut ring) {
-                Wish::Nothing => {}
+                Wish::Nothing(_) => {}
                 Wish::Later(at) => self.slots.look_later(id, at),
                 Wish::HandOff(to) if !self.is_ready(now_ms, &to, out) => {
                     // Its answer makes all be looked at again; without one it is asked again.
@@ -279,10 +282,22 @@ impl Node {
         }
     }
 
+    /// Since when it has no living owner counts from when that is first seen.
+    fn mark_orphan(&mut self, now_ms: u64, id: SlotId) {
+        let index = usize::from(id.0);
+        let is_placed = self.placement.target.as_ref().is_some_and(|target| target.owner(id).is_some());
+        if !is_placed || self.slots.all[index].machine.standing() != Standing::Idle {
+            return;
+        }
+        let since = self.slots.all[index].orphan_since;
+        let is_orphan = self.keeps_from_taking(id).is_none();
+        self.slots.all[index].orphan_since = is_orphan.then(|| since.unwrap_or(now_ms));
+    }
+
     /// What should happen to a slot now.
-    fn wish(&mut self, now_ms: u64, id: SlotId, ring: &mut Option<Ring>) -> Wish {
+    pub(super) fn wish(&self, now_ms: u64, id: SlotId, ring: &mut Option<Ring>) -> Wish {
         let Some(wanted) = self.placement.target.as_ref().and_then(|target| target.owner(id)) else {
-            return Wish::Nothing;
+            return Wish::Nothing(Waits::Placement);
         };
         let machine = &self.slots.all[usize::from(id.0)].machine;
         let mine = *wanted == self.options.me.node;
@@ -296,32 +311,43 @@ impl Node {
                 Wish::Adjust(slot_owner::Input::HandOff { to })
             }
             (Standing::Idle, _) => self.wish_idle(now_ms, id, mine, ring),
-            (Standing::Serving(_) | Standing::Changing | Standing::Frozen | Standing::Dead, _) => {
-                Wish::Nothing
-            }
+            (Standing::Serving(_), None) => Wish::Nothing(Waits::Nothing),
+            (Standing::Changing, _) => Wish::Nothing(Waits::Answer),
+            (Standing::Frozen, _) => Wish::Nothing(Waits::Recovery),
+            (Standing::Dead, _) => Wish::Nothing(Waits::Run),
+        }
+    }
+
+    /// Why a slot is not this run's to take, whoever should own it.
+    fn keeps_from_taking(&self, id: SlotId) -> Option<Waits> {
+        let owner = self.slots.machine(id).and_then(Ownership::known).map(|key| key.incarnation);
+        // A key that names us though we do not serve the slot is to be settled by us.
+        let orphan = owner.is_none_or(|owner| owner == self.options.me.incarnation || !self.is_alive(owner));
+        if !orphan {
+            Some(Waits::Owner)
+        } else if self.state == State::Draining || !self.options.entry.owns_slots() {
+            Some(Waits::Others)
+        } else {
+            None
         }
     }
 
     /// A slot that is not ours: if nobody who lives owns it, whoever should own it takes it, and after a while whoever is
     /// next.
-    fn wish_idle(&mut self, now_ms: u64, id: SlotId, mine: bool, ring: &mut Option<Ring>) -> Wish {
-        let index = usize::from(id.0);
-        let owner = self.slots.all[index].machine.known().map(|key| key.incarnation);
-        // A key that names us though we do not serve the slot is to be settled by us.
-        let me = self.options.me.incarnation;
-        let orphan = owner.is_none_or(|owner| owner == me || !self.is_alive(owner));
-        if !orphan || self.state == State::Draining || !self.options.entry.owns_slots() {
-            self.slots.all[index].orphan_since = None;
-            return Wish::Nothing;
+    fn wish_idle(&self, now_ms: u64, id: SlotId, mine: bool, ring: &mut Option<Ring>) -> Wish {
+        if let Some(waits) = self.keeps_from_taking(id) {
+            return Wish::Nothing(waits);
         }
-        let since = *self.slots.all[index].orphan_since.get_or_insert(now_ms);
+        let slot = &self.slots.all[usize::from(id.0)];
+        let since = slot.orphan_since.unwrap_or(now_ms);
         let claim_after_ms = self.options.limits.claim_after_ms;
-        let mut at = since.max(self.slots.all[index].try_at);
-        if !mine && owner != Some(me) {
+        let mut at = since.max(slot.try_at);
+        let names_me = slot.machine.known().is_some_and(|key| key.names(&self.options.me));
+        if !mine && !names_me {
             // At least one comes before us; how many matters only then.
             at = at.max(since + claim_after_ms);
             if at <= now_ms {
-                let Some(rank) = self.rank(id, ring) else { return Wish::Nothing };
+                let Some(rank) = self.rank(id, ring) else { return Wish::Nothing(Waits::Place) };
                 at = at.max(since + rank * claim_after_ms);
             }
         }
@@ -346,8 +372,8 @@ impl Node {
     }
 }
 
-enum Wish {
-    Nothing,
+pub(super) enum Wish {
+    Nothing(Waits),
     Later(u64),
     /// One more slot in flight.
     Change(slot_owner::Input),

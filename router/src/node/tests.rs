@@ -372,12 +372,18 @@ impl World {
                 }
                 Input::FenceWritten { incarnation, result }
             }
-            Action::WriteFrozen { .. } => {
-                if carried_out {
+            Action::WriteFrozen { slot, expect, .. } => {
+                let there = self.etcd.slots.get(&slot).cloned();
+                let holds = there == expect;
+                if carried_out && holds {
                     self.seen.freezes += 1;
                     self.event(Watched::Frozen(true));
                 }
-                Input::FrozenWritten(result)
+                Input::FrozenWritten(match (lost, holds) {
+                    (true, _) => CasOutcome::Unknown,
+                    (false, true) => CasOutcome::Won,
+                    (false, false) => CasOutcome::Lost(there),
+                })
             }
             Action::Slot { slot, action } => {
                 let input = self.answer_slot(run, slot, action, result);
@@ -818,6 +824,30 @@ fn a_lost_lease_ends_the_run() {
     world.assert_settled();
 }
 
+/// Its lease is there still, so that nothing else would tell it.
+#[test]
+fn a_run_whose_node_key_is_taken_away_ends() {
+    let mut world = World::new(14, 16, false);
+    let a = world.start("a");
+    world.calm(500);
+    let node = world.runs[a].node.me().node.clone();
+    let mut another = world.runs[a].node.entry();
+    another.incarnation = Incarnation(99);
+    for entry in [None, Some(another)] {
+        let mut out = Vec::new();
+        let gone = Input::Watched(Watched::Node { node: node.clone(), entry: entry.clone() });
+        let mut run = world.runs[a].node.clone();
+        run.handle(world.now, gone.clone(), &mut out);
+        assert_eq!(out, [Action::Revoke, Action::Dead { why: End::LeaseLost }]);
+        // A watch that has not come to it yet shows what was before it.
+        out.clear();
+        let mut run = world.runs[a].node.clone();
+        run.is_shown = false;
+        run.handle(world.now, gone, &mut out);
+        assert_eq!(run.standing(), Standing::Up);
+    }
+}
+
 #[test]
 fn workers_that_do_not_tick_lose_the_lease() {
     let mut world = World::new(7, 16, false);
@@ -872,7 +902,7 @@ fn a_restored_etcd_is_noticed_and_recovered() {
     world.recover();
     world.calm(8_000);
     world.assert_settled();
-    assert!(world.etcd.slots.values().all(|key| crate::slot_key::generation(key.epoch) == 1));
+    assert!(world.etcd.slots.values().all(|key| generation(key.epoch) == 1));
 }
 
 /// `ring recover` has fenced it, and nobody may ever ask it anything that would show it its fence.
@@ -887,6 +917,111 @@ fn a_frozen_run_ends_when_ownership_is_free_again() {
     assert_eq!((node.standing(), out.as_slice()), (Standing::Frozen, &[][..]));
     node.handle(world.now, Input::Watched(Watched::Frozen(false)), &mut out);
     assert_eq!(out, [Action::Revoke, Action::Dead { why: End::Fenced }]);
+}
+
+/// Whatever wrote it did not count its version up: a swap that is lost to it says what etcd holds.
+#[test]
+fn a_target_that_was_changed_behind_its_version_is_adopted_by_who_loses_to_it() {
+    let mut world = World::new(11, 16, false);
+    let [_, b] = ["a", "b"].map(|name| world.start(name));
+    world.calm(4_000);
+    let mut changed = Target::clone(world.etcd.target.as_ref().unwrap());
+    let version = changed.version();
+    changed.pin(SlotId(3), Some(NodeId::parse("a").unwrap()));
+    changed.version = version;
+    world.event(Watched::Target(Some(Arc::new(changed))));
+    world.calm(500);
+    world.kill(b);
+    world.calm(8_000);
+    world.assert_settled();
+    assert_eq!(world.etcd.target.as_ref().map(|target| target.members().len()), Some(1));
+}
+
+/// A run that has served slot 0 and finds its key deleted: it freezes ownership, and has asked for that.
+fn freezing() -> (World, usize) {
+    let mut world = World::new(12, 16, false);
+    let a = world.start("a");
+    world.calm(500);
+    let (slot, incarnation) = (SlotId(0), Incarnation(99));
+    let mut out = Vec::new();
+    let inputs = [
+        Input::Watched(Watched::Slot { slot, key: key_of(Epoch(2)) }),
+        Input::NodeRead { incarnation, gone: Ok(true) },
+        Input::FenceWritten { incarnation, result: Ok(()) },
+        Input::Slot { slot, input: SlotInput::Cas(CasOutcome::Lost(None)) },
+    ];
+    for input in inputs {
+        out.clear();
+        world.runs[a].node.handle(world.now, input, &mut out);
+    }
+    let why = Why::SetBack { served: Epoch(1) };
+    assert_eq!(out.last(), Some(&Action::WriteFrozen { slot: SlotId(0), why, expect: None }));
+    (world, a)
+}
+
+fn key_of(epoch: Epoch) -> Option<SlotKey> {
+    let owner = NodeId::parse("b").unwrap();
+    Some(SlotKey { owner, incarnation: Incarnation(99), epoch, prev: None })
+}
+
+#[test]
+fn what_was_recovered_meanwhile_is_not_frozen_again() {
+    let over = [Action::Revoke, Action::Dead { why: End::Fenced }];
+    let (mut world, a) = freezing();
+    let mut out = Vec::new();
+    let recovered = key_of(crate::slot_key::first_of_generation(1));
+    world.runs[a].node.handle(world.now, Input::FrozenWritten(CasOutcome::Lost(recovered)), &mut out);
+    assert_eq!(out, over);
+    // It was not heard at all, and sees another's freeze come and go.
+    let (mut world, a) = freezing();
+    out.clear();
+    for frozen in [true, false] {
+        world.runs[a].node.handle(world.now, Input::Watched(Watched::Frozen(frozen)), &mut out);
+    }
+    assert_eq!(out, over);
+}
+
+#[test]
+fn a_freeze_is_asked_for_until_it_is_written() {
+    let (mut world, a) = freezing();
+    let mut expect = None;
+    for outcome in [CasOutcome::Unknown, CasOutcome::Lost(key_of(Epoch(2))), CasOutcome::Unknown] {
+        if let CasOutcome::Lost(current) = &outcome {
+            expect.clone_from(current);
+        }
+        let mut out = Vec::new();
+        let node = &mut world.runs[a].node;
+        node.handle(world.now, Input::FrozenWritten(outcome), &mut out);
+        assert_eq!(out, []);
+        world.now += node.options.limits.retry_ms;
+        node.handle(world.now, Input::Tick, &mut out);
+        let why = Why::SetBack { served: Epoch(1) };
+        let again = Action::WriteFrozen { slot: SlotId(0), why, expect: expect.clone() };
+        assert!(out.contains(&again), "{out:?}");
+    }
+    let node = &mut world.runs[a].node;
+    node.handle(world.now, Input::FrozenWritten(CasOutcome::Won), &mut Vec::new());
+    assert_eq!((node.standing(), node.freezing.is_none()), (Standing::Frozen, true));
+    let account = node.account(world.now, SlotId(0)).unwrap();
+    assert_eq!(account.waits, Waits::Recovery);
+}
+
+#[test]
+fn an_account_says_what_a_slot_waits_for() {
+    let mut world = World::new(13, 16, false);
+    let [a, b] = ["a", "b"].map(|name| world.start(name));
+    let waits = |world: &World, run: usize, slot: u16| {
+        world.runs[run].node.account(world.now, SlotId(slot)).unwrap().waits
+    };
+    assert_eq!(waits(&world, a, 0), Waits::Run);
+    world.calm(4_000);
+    let of_b = (0..16).find(|slot| world.runs[b].speaks.contains_key(&SlotId(*slot))).unwrap();
+    assert_eq!((waits(&world, a, of_b), waits(&world, b, of_b)), (Waits::Owner, Waits::Nothing));
+    world.input(a, Input::EtcdGone);
+    assert_eq!(waits(&world, a, of_b), Waits::Etcd);
+    assert_eq!(world.runs[a].node.account(world.now, SlotId(16)), None);
+    let words = world.runs[b].node.account(world.now, SlotId(of_b)).unwrap().to_string();
+    assert!(words.contains("b owns it at epoch") && words.ends_with("waits for nothing"), "{words}");
 }
 
 /// Random orders of everything, with faults: nobody ever begins to speak beside one that is not fenced, no epoch has two

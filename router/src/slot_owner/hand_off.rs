@@ -78,7 +78,7 @@ impl Ownership {
 
     fn hand_over(&mut self, key: SlotKey, to: Peer, out: &mut Vec<Action>) {
         let new = self.successor(Some(&key), &to);
-        out.push(Action::Cas { expect: Some(key.clone()), new });
+        self.swap(Some(key.clone()), new, out);
         if plant::is(Bug::HandoffOldOwnerGoesOn) {
             out.push(Action::Resume { tenure: key.tenure() });
         }
@@ -112,7 +112,7 @@ impl Ownership {
     pub(super) fn settle_again(&mut self, out: &mut Vec<Action>) {
         if let Phase::Settling(settling) = &mut self.phase {
             settling.step = SettleStep::Reading;
-            out.push(Action::ReadKey);
+            self.read_key(out);
         }
     }
 
@@ -136,7 +136,7 @@ impl Ownership {
                 }
                 let new = self.successor(Some(&key), &self.me);
                 self.asked = self.asked.max(new.epoch);
-                out.push(Action::Cas { expect: Some(key.clone()), new });
+                self.swap(Some(key.clone()), new, out);
                 let step = SettleStep::Swapping(key.clone());
                 self.phase = Phase::Settling(Settling { key, memory, step });
             }
@@ -169,7 +169,7 @@ impl Ownership {
     fn judge(&mut self, now_ms: u64, current: Option<SlotKey>, out: &mut Vec<Action>) {
         let Phase::Settling(Settling { key, memory, .. }) = &self.phase else { return };
         let (key, memory) = (key.clone(), *memory);
-        self.known.clone_from(&current);
+        let (current, _) = self.learn(current);
         if self.is_set_back(current.as_ref()) {
             if memory {
                 out.push(Action::Release { to: None });
@@ -200,7 +200,7 @@ impl Ownership {
             out.push(Action::PutOwner { row, closes: None });
             self.closing = Some(Closing { row, again_at: None });
         }
-        self.known = Some(new);
+        self.learn(Some(new));
         self.rest(now_ms, out);
     }
 

@@ -46,7 +46,7 @@ impl Ownership {
     pub(super) fn begin(&mut self, now_ms: u64, key: SlotKey, how: How, out: &mut Vec<Action>) {
         self.served = self.served.max(key.epoch);
         self.again_at = None;
-        self.known = Some(key.clone());
+        self.learn(Some(key.clone()));
         let step = match (draft::first_step(how), key.prev) {
             (draft::First::Register, _) => Step::Put,
             (draft::First::ReadMaximum, _) => Step::Read,

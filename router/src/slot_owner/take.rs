@@ -15,7 +15,7 @@ impl Ownership {
                 Some(key) => self.take_from(now_ms, Some(key), false, out),
                 None => {
                     self.phase = Phase::Reading { take: true };
-                    out.push(Action::ReadKey);
+                    self.read_key(out);
                 }
             },
             Phase::Draining { .. } => self.stay(out),
@@ -37,7 +37,7 @@ impl Ownership {
             // A watch that is late, most likely.
             _ if set_back => {
                 self.phase = Phase::Reading { take: true };
-                out.push(Action::ReadKey);
+                self.read_key(out);
             }
             None => self.claim(None, out),
             Some(key) if key.names(&self.me) && key.epoch > self.served => {
@@ -51,7 +51,7 @@ impl Ownership {
             }
             Some(key) if key.names(&self.me) => {
                 self.phase = Phase::Reading { take: true };
-                out.push(Action::ReadKey);
+                self.read_key(out);
             }
             Some(key) => {
                 out.push(Action::ReadNode { incarnation: key.incarnation });
@@ -128,7 +128,7 @@ impl Ownership {
     fn claim(&mut self, expect: Option<SlotKey>, out: &mut Vec<Action>) {
         let new = self.successor(expect.as_ref(), &self.me);
         self.asked = self.asked.max(new.epoch);
-        out.push(Action::Cas { expect: expect.clone(), new });
+        self.swap(expect.clone(), new, out);
         self.phase = Phase::Claiming { expect };
     }
 
@@ -142,8 +142,8 @@ impl Ownership {
             // Frozen: nothing has moved, and nothing may.
             CasOutcome::Lost(current) if current == *expect => self.rest(now_ms, out),
             CasOutcome::Lost(current) => {
-                self.known.clone_from(&current);
-                self.take_from(now_ms, current, true, out);
+                let (current, linear) = self.learn(current);
+                self.take_from(now_ms, current, linear, out);
             }
             // It may still apply: if the key comes to name us, we open in full.
             CasOutcome::Unknown => self.rest(now_ms, out),

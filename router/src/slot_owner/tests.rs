@@ -222,6 +222,57 @@ fn an_unknown_handoff_that_applied_is_left_alone() {
         .check(Input::Cas(CasOutcome::Lost(Some(new))), &release);
 }
 
+/// The slot moved twice before an answer came: the watch has shown that it names us, and will not show it again.
+#[test]
+fn an_answer_that_a_watch_has_overtaken_is_old_news() {
+    let taken = key(&c(), 2, Some(tenure(&a(), 1)));
+    let given = key(&b(), 3, Some(tenure(&c(), 2)));
+    let registers = Action::PutOwner { row: row(&b(), 3, false), closes: Some(tenure(&c(), 2)) };
+    // Lost to C, which handed it on at once.
+    let mut claiming = Slot::new(b());
+    let old = key(&a(), 1, None);
+    let new = key(&b(), 2, Some(tenure(&a(), 1)));
+    claiming.fences_the_owner(old.clone()).check(
+        Input::FenceWritten { incarnation: a().incarnation, result: Ok(()) },
+        &[Action::Cas { expect: Some(old), new }],
+    );
+    // Read before C handed it on.
+    let mut reading = Slot::new(b());
+    reading.check(Input::Take, &[Action::ReadKey]);
+    let answers =
+        [Input::Cas(CasOutcome::Lost(Some(taken.clone()))), Input::KeyRead(Ok(Some(taken.clone())))];
+    for (slot, answer) in [&mut claiming, &mut reading].into_iter().zip(answers) {
+        slot.check(Input::Key(Some(taken.clone())), &[])
+            .check(Input::Key(Some(given.clone())), &[])
+            .check(answer, std::slice::from_ref(&registers));
+    }
+}
+
+#[test]
+fn a_slot_that_is_handed_back_before_its_handoff_is_answered_is_not_forgotten() {
+    let theirs = key(&b(), 2, Some(tenure(&a(), 1)));
+    let back = key(&a(), 3, Some(tenure(&b(), 2)));
+    let registers = Action::PutOwner { row: row(&a(), 3, false), closes: Some(tenure(&b(), 2)) };
+    let mut won = Slot::handing_over();
+    won.check(Input::Key(Some(theirs.clone())), &[]).check(Input::Key(Some(back.clone())), &[]).check(
+        Input::Cas(CasOutcome::Won),
+        &[Action::Release { to: Some(tenure(&b(), 2)) }, close(&a(), 1), registers.clone()],
+    );
+    // Unknown, applied late, and seen only by the swap that was to settle it.
+    let old = key(&a(), 1, None);
+    let own = key(&a(), 2, Some(tenure(&a(), 1)));
+    let mut settling = Slot::handing_over();
+    settling
+        .check(Input::Cas(CasOutcome::Unknown), &[Action::ReadKey])
+        .check(Input::KeyRead(Ok(Some(old.clone()))), &[Action::Cas { expect: Some(old), new: own }])
+        .check(Input::Key(Some(theirs.clone())), &[])
+        .check(Input::Key(Some(back)), &[])
+        .check(
+            Input::Cas(CasOutcome::Lost(Some(theirs))),
+            &[Action::Release { to: Some(tenure(&a(), 3)) }, registers],
+        );
+}
+
 #[test]
 fn an_own_swap_that_applied_unheard_is_opened_in_full() {
     let old = key(&a(), 1, None);

@@ -92,6 +92,23 @@ fn a_pin_holds_while_its_node_is_there() {
     assert!(spread(&solve(&free, equal(0..4))) <= 1);
 }
 
+/// Nodes tell targets apart by their versions.
+#[test]
+fn a_pin_is_a_new_version_even_where_it_moves_nothing() {
+    let target = solve(&empty(SLOTS), equal(0..4));
+    let owner = target.owner(SlotId(7)).cloned();
+    let mut pinned = target.clone();
+    pinned.pin(SlotId(7), owner.clone());
+    let solved = solve(&pinned, equal(0..4));
+    assert_eq!(solved.owner(SlotId(7)), owner.as_ref());
+    assert!(solved.version() > target.version());
+    let version = pinned.version();
+    pinned.pin(SlotId(7), owner);
+    assert_eq!(pinned.version(), version, "it was pinned there");
+    pinned.pin(SlotId(8), None);
+    assert_eq!(pinned.version(), version, "it was not pinned");
+}
+
 #[derive(Debug, Clone)]
 enum Change {
     Join(usize),

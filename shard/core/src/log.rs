@@ -7,25 +7,27 @@
 //! when its rows are stored and a barrier begun after that has passed, at open again (10).
 //! Does not: know members, ids of sends or links; say anything. What it reports may be said once the gate lets it pass.
 
+mod append;
 mod attempt;
 mod chain;
+mod open;
+mod segment;
 mod tail;
 #[cfg(test)]
 mod tests;
 
 use std::sync::Arc;
 
-use banyan_proto::id::{Bucket, LogId, Part, SegmentId, Seq, Tenure, UnixMs};
+use banyan_proto::id::{Bucket, LogId, Part, SegmentId, Seq, Tenure};
 use banyan_proto::plant::{self, Bug};
-use banyan_storage::log_store::{SEGMENTS_MAX, Said, SegmentRecord, Span, Write};
+use banyan_storage::log_store::{Said, SegmentRecord, Span, Write};
 use banyan_storage::{Derived, Page, Range, ReadLimit, Row, TAIL};
 use banyan_storage::{NotDone, Outcome};
+use smallvec::SmallVec;
 
-use crate::room::Now;
+use crate::room::{Now, earliest};
 
 use attempt::{Attempt, Settled};
-use chain::Chain;
-use tail::Look;
 
 /// Reads of one open that found something missing before it counts as damage.
 const REREADS_MAX: u8 = 8;
@@ -114,6 +116,9 @@ pub enum Input {
     Tick,
 }
 
+/// What one call asks for: mostly one thing, on the caller's stack.
+pub type Actions = SmallVec<[Action; 2]>;
+
 /// What must be done, or has come to pass. At most one read, one barrier and one write of each [`Which`] are under way.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
@@ -158,7 +163,7 @@ pub enum NotOpened {
     Read,
     /// Somebody has opened the room in a later epoch: this owner is fenced, or about to be.
     Superseded,
-    /// A room may have no more than [`SEGMENTS_MAX`].
+    /// A room may have no more than [`banyan_storage::log_store::SEGMENTS_MAX`].
     TooManySegments,
     /// What must be there is not: a person must look.
     Damaged { after: Seq },
@@ -186,7 +191,7 @@ pub struct Log {
     /// While opening: the newest rows read so far, ascending.
     tail: Vec<Row>,
     record: Option<Box<(SegmentRecord, Attempt)>>,
-    rows: Option<Box<RowsWrite>>,
+    rows: Option<RowsWrite>,
     derived: Option<Box<(Derived, Attempt)>>,
 }
 
@@ -194,7 +199,8 @@ pub struct Log {
 struct RowsWrite {
     segment: SegmentId,
     bucket: Bucket,
-    rows: Vec<Row>,
+    /// With the store, too, while it has them.
+    rows: Arc<[Row]>,
     /// `None`: not yet; the segment's record comes first.
     attempt: Option<Attempt>,
 }
@@ -270,83 +276,8 @@ impl Log {
         }
     }
 
-    /// Begins to open a log that is closed (new, or could not be opened) or was opened for reads only.
-    pub fn open(&mut self, now: Now, how: Opening, out: &mut Vec<Action>) {
-        debug_assert!(
-            matches!(self.phase, Phase::Closed | Phase::ReadOpen),
-            "opened while it {:?}",
-            self.phase
-        );
-        self.close();
-        match how {
-            Opening::Full => self.read_segments(Reading { how: How::Full, tries: 0 }, out),
-            Opening::Again => self.read_segments(Reading { how: How::Again, tries: 0 }, out),
-            Opening::HandedOver => self.read_segments(Reading { how: How::HandedOver, tries: 0 }, out),
-            Opening::Passed(handed) => {
-                let Handed { chain, head, n, bytes } = *handed;
-                debug_assert!(!chain.is_empty(), "an unknown room has no state to pass");
-                (self.chain, self.head, self.n, self.bytes) = (chain, head, n, bytes);
-                self.write_own_record(now, false, out);
-            }
-            Opening::ReadOnly => {
-                self.phase = Phase::ReadsSaid;
-                out.push(Action::ReadSaid);
-            }
-        }
-    }
-
-    /// Appends a batch of rows that follow the head. The derived rows of the batch are on its last row.
-    pub fn append(&mut self, now: Now, rows: Vec<Row>, out: &mut Vec<Action>) {
-        debug_assert!(self.phase == Phase::Open, "append while it {:?}", self.phase);
-        debug_assert!(
-            rows.iter().zip(self.head.0 + 1..).all(|(row, seq)| row.seq.0 == seq),
-            "rows follow the head"
-        );
-        debug_assert!(rows.iter().all(|row| row.batch_first == self.head.next()), "a batch is one batch");
-        let Some(last) = rows.last() else {
-            debug_assert!(false, "an empty batch");
-            return;
-        };
-        let bytes = rows.iter().map(row_bytes).sum::<u64>();
-        debug_assert!(last.n >= self.n, "messages are never fewer");
-        if let Some(bucket) = self.next_bucket(now.unix, bytes) {
-            let record = self.next_record(bucket);
-            let mut write = RowsWrite { segment: record.id, bucket, rows, attempt: None };
-            if plant::is(Bug::RollNotAwaited) && !self.chain.is_empty() {
-                self.send_record(record.clone(), out);
-                self.begin_segment(record);
-                self.send_rows(&mut write, out);
-                self.phase = Phase::AppendsRows;
-            } else {
-                self.send_record(record, out);
-                self.phase = Phase::AppendsRecord;
-            }
-            self.rows = Some(Box::new(write));
-        } else if let Some(newest) = self.chain.last() {
-            let mut write = RowsWrite { segment: newest.id, bucket: newest.bucket, rows, attempt: None };
-            self.send_rows(&mut write, out);
-            self.rows = Some(Box::new(write));
-            self.phase = Phase::AppendsRows;
-        }
-    }
-
-    /// Writes member rows that no event of the log tells of; `changed` of each is the head. Behind a barrier: the head of
-    /// an owner that is fenced and has not noticed may lie above what the log will ever hold, and a row that names such a
-    /// seq would win over what the true owner writes.
-    pub fn change(&mut self, derived: Derived, out: &mut Vec<Action>) {
-        debug_assert!(self.phase == Phase::Open, "change while it {:?}", self.phase);
-        if plant::is(Bug::DerivedBeforeBarrier) {
-            self.send_derived(derived, out);
-            self.phase = Phase::Changes;
-            return;
-        }
-        self.derived = Some(Box::new((derived, Attempt::sent(&self.limits))));
-        self.phase = Phase::ChangeAwaitsBarrier;
-        out.push(Action::Barrier);
-    }
-
     /// Applies one input and pushes what must be done onto `out`.
-    pub fn handle(&mut self, now: Now, input: Input, out: &mut Vec<Action>) {
+    pub fn handle(&mut self, now: Now, input: Input, out: &mut Actions) {
         match (input, self.phase) {
             (Input::Said(said), Phase::ReadsSaid) => match said {
                 Ok(Some(said)) => self.read_segments(Reading { how: How::ReadOnly(said), tries: 0 }, out),
@@ -384,9 +315,9 @@ impl Log {
             _ => None,
         };
         let record = self.record.as_deref().and_then(|(_, attempt)| attempt.again_at_ms());
-        let rows = self.rows.as_deref().and_then(|write| write.attempt.as_ref()?.again_at_ms());
+        let rows = self.rows.as_ref().and_then(|write| write.attempt.as_ref()?.again_at_ms());
         let derived = self.derived.as_deref().and_then(|(_, attempt)| attempt.again_at_ms());
-        [again, record, rows, derived].into_iter().flatten().min()
+        earliest([again, record, rows, derived])
     }
 
     /// Appends may come, or one is under way. Also of a room that is [`Self::is_absent`].
@@ -456,345 +387,24 @@ impl Log {
         Some(Handed { chain: Arc::clone(&self.chain), head: self.head, n: self.n, bytes: self.bytes })
     }
 
-    // ---------------------------------------------------------------- open: reads
-
-    fn close(&mut self) {
-        self.phase = Phase::Closed;
-        self.chain = Arc::default();
-        (self.own, self.head, self.n, self.bytes) = (false, Seq(0), 0, 0);
-        self.tail = Vec::new();
-    }
-
-    fn open_failed(&mut self, why: NotOpened, out: &mut Vec<Action>) {
-        self.close();
-        out.push(Action::OpenFailed(why));
-    }
-
-    fn cannot_read_open(&mut self, out: &mut Vec<Action>) {
-        self.close();
-        out.push(Action::CannotReadOpen);
-    }
-
-    fn read_segments(&mut self, reading: Reading, out: &mut Vec<Action>) {
-        self.tail = Vec::new();
-        self.phase = Phase::ReadsSegments(reading);
-        out.push(Action::ReadSegments);
-    }
-
-    /// Something that must be there was not seen. Who opens for reads only does not insist.
-    fn read_again(&mut self, now: Now, reading: Reading, after: Seq, out: &mut Vec<Action>) {
-        if matches!(reading.how, How::ReadOnly(_)) {
-            return self.cannot_read_open(out);
-        }
-        let tries = reading.tries + 1;
-        if tries > REREADS_MAX {
-            return self.open_failed(NotOpened::Damaged { after }, out);
-        }
-        // Mostly a matter of one more look; each further one waits twice as long.
-        let wait = u64::from(self.limits.settle_first_ms) << (tries - 1) >> 4;
-        let at_ms = now.mono_ms + wait.clamp(1, u64::from(self.limits.settle_max_ms).max(1));
-        self.phase = Phase::ReadsAgain { reading: Reading { tries, ..reading }, at_ms };
-    }
-
-    fn segments_read(
-        &mut self,
-        now: Now,
-        reading: Reading,
-        records: Vec<SegmentRecord>,
-        out: &mut Vec<Action>,
-    ) {
-        let Some(highest) = records.iter().map(|record| record.id).max() else {
-            if matches!(reading.how, How::ReadOnly(_)) {
-                return self.cannot_read_open(out);
-            }
-            self.phase = Phase::Open;
-            return out.push(Action::Absent);
-        };
-        if records.len() > SEGMENTS_MAX {
-            return self.open_failed(NotOpened::TooManySegments, out);
-        }
-        let mut top = None;
-        if let How::ReadOnly(said) = reading.how {
-            if highest != said.segment && !plant::is(Bug::ReadOpenIgnoresNewerRecords) {
-                return self.cannot_read_open(out);
-            }
-            top = Some(said.segment);
-        } else if highest >= self.own_id() && !plant::is(Bug::OpenRetriedUnderSameKey) {
-            return self.open_failed(NotOpened::Superseded, out);
-        }
-        match chain::follow(records, top) {
-            Chain::Whole(chain) => {
-                self.chain = chain.into();
-                self.read_tail(reading, Seq(u64::MAX), out);
-            }
-            Chain::Missing => self.read_again(now, reading, Seq(0), out),
-            Chain::Damaged { after } => self.open_failed(NotOpened::Damaged { after }, out),
-        }
-    }
-
-    /// The newest rows below `before`, whatever segments they are in.
-    fn read_tail(&mut self, reading: Reading, before: Seq, out: &mut Vec<Action>) {
-        let limit = self.limits.tail;
-        let spans = self.tail_spans(before);
-        self.phase = Phase::ReadsTail(reading);
-        out.push(Action::ReadRows { spans, range: Range::before(before), limit });
-    }
-
-    /// As many of the newest spans as a read of the tail can reach into.
-    fn tail_spans(&self, before: Seq) -> Vec<Span> {
-        let newest = self.chain.last().map_or(Seq(0), |record| record.first_seq);
-        let reach = before.0.min(newest.0).saturating_sub(self.limits.tail.events as u64).max(1);
-        chain::spans(&self.chain, Seq(reach), Seq(before.0 - 1), Seq(u64::MAX))
-    }
-
-    fn tail_read(&mut self, now: Now, reading: Reading, page: Page, out: &mut Vec<Action>) {
-        let Some(newest) = self.chain.last().cloned() else { return };
-        let Page { mut rows, more } = page;
-        let grew = !rows.is_empty();
-        // Rows below what the spans of this read reach were not asked for.
-        let lowest = rows.first().or_else(|| self.tail.first()).map_or(newest.first_seq, |row| row.seq);
-        let more = more || (grew && lowest > self.chain[0].first_seq);
-        rows.append(&mut self.tail);
-        self.tail = rows;
-        if let How::ReadOnly(said) = reading.how {
-            return self.read_open(said, more, out);
-        }
-        match tail::look(&self.tail, more, newest.first_seq) {
-            Look::Below { before } => self.read_tail(reading, before, out),
-            Look::Gap { after } => self.read_again(now, reading, after, out),
-            Look::Ends { head } => {
-                self.tail.truncate(self.tail.partition_point(|row| row.seq <= head));
-                self.head = head;
-                self.n = self.tail.last().map_or(newest.n_before, |row| row.n);
-                self.bytes = self.estimated_bytes(&newest);
-                if plant::is(Bug::DerivedOfNewestSegmentOnly) && head < newest.first_seq {
-                    self.tail.iter_mut().for_each(|row| row.derived = None);
-                }
-                if reading.how == How::Again && self.is_mine(&newest) {
-                    self.own = true;
-                    self.opened(out);
-                } else if reading.how == How::HandedOver {
-                    self.write_own_record(now, true, out);
-                } else if plant::is(Bug::RecordBeforeRewrite) {
-                    self.write_own_record(now, false, out);
-                } else {
-                    self.rewrite(now, newest, out);
-                }
-            }
-        }
-    }
-
-    /// The record named in `said` is the highest: is that where the log ends?
-    fn read_open(&mut self, said: Said, more: bool, out: &mut Vec<Action>) {
-        if plant::is(Bug::ReadOpenIgnoresNewerRows) {
-            self.tail.retain(|row| row.seq <= said.head);
-        }
-        let first = self.tail.first().map_or_else(|| said.head.next(), |row| row.seq);
-        let dense = self.tail.iter().zip(first.0..).all(|(row, seq)| row.seq.0 == seq);
-        let ends = match self.tail.last() {
-            Some(last) => last.seq == said.head && last.n == said.n,
-            None => said.head == Seq(0) && !more,
-        };
-        if !dense || !ends {
-            return self.cannot_read_open(out);
-        }
-        (self.head, self.n) = (said.head, said.n);
-        self.phase = Phase::ReadOpen;
-        out.push(Action::ReadOpened { rows: std::mem::take(&mut self.tail) });
-    }
-
-    // ---------------------------------------------------------------- open: writes
-
-    /// 3c: the newest record and every row of its last batch, in place, with the content that was read.
-    fn rewrite(&mut self, now: Now, newest: SegmentRecord, out: &mut Vec<Action>) {
-        let last = self.tail.last().filter(|row| row.seq >= newest.first_seq);
-        let mut first = last.map_or(Seq(u64::MAX), |row| row.batch_first);
-        if plant::is(Bug::OnlyLastRowRewritten) {
-            first = self.head;
-        }
-        let rows: Vec<Row> = self.tail.iter().filter(|row| row.seq >= first).cloned().collect();
-        if !rows.is_empty() && !plant::is(Bug::NoTailRewrite) {
-            let mut write = RowsWrite { segment: newest.id, bucket: newest.bucket, rows, attempt: None };
-            self.send_rows(&mut write, out);
-            self.rows = Some(Box::new(write));
-        }
-        if plant::is(Bug::DerivedReappliedWithRewrite) {
-            self.derive_again(out);
-        }
-        if !plant::is(Bug::RecordNotRewritten) {
-            self.send_record(newest, out);
-        }
-        self.phase = Phase::Rewrites;
-        self.go_on_if_rewritten(now, out);
-    }
-
-    fn go_on_if_rewritten(&mut self, now: Now, out: &mut Vec<Action>) {
-        if self.record.is_some() || self.rows.is_some() || self.derived.is_some() {
-            return;
-        }
-        if plant::is(Bug::RecordBeforeRewrite) && self.own {
-            return self.recorded(true, out);
-        }
-        if plant::is(Bug::DerivedReappliedAfterRewrite) && self.reapplies() {
-            self.derive_again(out);
-            self.phase = Phase::OpenDerives;
-            return;
-        }
-        if plant::is(Bug::DerivedReappliedBeforeRecord) && self.reapplies() {
-            self.phase = Phase::OpenAwaitsBarrier;
-            return out.push(Action::Barrier);
-        }
-        self.write_own_record(now, true, out);
-    }
-
-    /// 3d.
-    fn write_own_record(&mut self, now: Now, reapplies: bool, out: &mut Vec<Action>) {
-        if plant::is(Bug::RecordLazily) {
-            return self.recorded(reapplies, out);
-        }
-        if plant::is(Bug::OpenRetriedUnderSameKey)
-            && self.chain.last().is_some_and(|record| record.id == self.own_id())
-        {
-            self.own = true;
-            return self.recorded(reapplies, out);
-        }
-        let newest = self.chain.last().map_or(Bucket(0), |record| record.bucket);
-        let bucket = newest.max(self.window(now.unix));
-        if bucket != newest {
-            self.bytes = 0;
-        }
-        let record = self.next_record(bucket);
-        self.phase = Phase::Records { reapplies };
-        if plant::is(Bug::RecordNotAwaited) {
-            self.send_record(record.clone(), out);
-            self.begin_segment(record);
-            return self.recorded(reapplies, out);
-        }
-        self.send_record(record, out);
-    }
-
-    /// The own record is complete: from now on nobody can cut what was adopted.
-    fn recorded(&mut self, reapplies: bool, out: &mut Vec<Action>) {
-        if !reapplies || !self.reapplies() || reapplies_early() {
-            return self.opened(out);
-        }
-        if plant::is(Bug::DerivedReappliedWithoutBarrier) {
-            self.derive_again(out);
-            self.phase = Phase::OpenDerives;
-            return;
-        }
-        self.phase = Phase::OpenAwaitsBarrier;
-        out.push(Action::Barrier);
-    }
-
-    /// The last batch on the chain, looking past empty segments, changed something beside the log.
-    fn reapplies(&self) -> bool {
-        let skipped = plant::is(Bug::DerivedNotReapplied) || plant::is(Bug::DerivedReappliedWithRewrite);
-        !skipped && self.tail.last().is_some_and(|row| row.derived.is_some())
-    }
-
-    fn derive_again(&mut self, out: &mut Vec<Action>) {
-        if let Some(derived) = self.tail.last().and_then(|row| row.derived.as_deref()).cloned() {
-            self.send_derived(derived, out);
-        }
-    }
-
-    fn opened(&mut self, out: &mut Vec<Action>) {
-        self.phase = Phase::Open;
-        out.push(Action::Opened { rows: std::mem::take(&mut self.tail) });
-    }
-
-    // ---------------------------------------------------------------- segments
-
-    const fn own_id(&self) -> SegmentId {
-        SegmentId { epoch: self.tenure.epoch, part: self.part }
-    }
-
-    fn is_mine(&self, record: &SegmentRecord) -> bool {
-        Tenure { epoch: record.id.epoch, incarnation: record.incarnation } == self.tenure
-    }
-
-    /// The first partition of the time window.
-    fn window(&self, at: UnixMs) -> Bucket {
-        // 2^24 windows of ten days are 450,000 years.
-        Bucket(u32::try_from((at.0 / self.limits.window_ms.max(1)) << 8).unwrap_or(u32::MAX))
-    }
-
-    /// The partition of the new segment that a batch has to begin with, if it has to. Partitions only ever go up, whatever
-    /// the clock does.
-    fn next_bucket(&self, at: UnixMs, bytes: u64) -> Option<Bucket> {
-        let window = self.window(at);
-        let Some(newest) = self.chain.last() else { return Some(window) };
-        let full = self.bytes > 0 && self.bytes + bytes > self.limits.bucket_bytes;
-        if window > newest.bucket {
-            Some(window)
-        } else if full {
-            Some(Bucket(newest.bucket.0.saturating_add(1)))
-        } else if self.own {
-            None
-        } else {
-            Some(newest.bucket)
-        }
-    }
-
-    /// The record of a segment that continues the log at the head. An empty segment at its end drops off the chain, so that
-    /// chains grow with segments that hold rows.
-    fn next_record(&mut self, bucket: Bucket) -> SegmentRecord {
-        let id = self.own_id();
-        self.part = self.part.rolled();
-        let newest = self.chain.last();
-        let prev = newest.and_then(|newest| {
-            let empty = newest.first_seq > self.head && newest.prev.is_some();
-            if empty { newest.prev } else { Some(newest.id) }
-        });
-        SegmentRecord {
-            id,
-            bucket,
-            first_seq: self.head.next(),
-            n_before: self.n,
-            prev,
-            incarnation: self.tenure.incarnation,
-            log: newest.map_or(self.fresh_log, |newest| newest.log),
-        }
-    }
-
-    /// The record of a segment of our own is stored.
-    fn begin_segment(&mut self, record: SegmentRecord) {
-        if self.chain.last().is_some_and(|newest| newest.bucket != record.bucket) {
-            self.bytes = 0;
-        }
-        let prev = record.prev;
-        let kept = self.chain.iter().take_while(|old| prev.is_some_and(|prev| old.id <= prev));
-        self.chain = kept.cloned().chain([record]).collect();
-        self.own = true;
-    }
-
-    /// What the newest partition holds, from the size of the rows read.
-    fn estimated_bytes(&self, newest: &SegmentRecord) -> u64 {
-        let first = self.chain.iter().find(|record| record.bucket == newest.bucket);
-        let rows = self.head.next().0.saturating_sub(first.map_or(u64::MAX, |record| record.first_seq.0));
-        let read = self.tail.iter().map(row_bytes).sum::<u64>();
-        rows * (read / (self.tail.len() as u64).max(1))
-    }
-
     // ---------------------------------------------------------------- writes
 
-    fn send_record(&mut self, record: SegmentRecord, out: &mut Vec<Action>) {
-        out.push(Action::Write { which: Which::Record, write: Write::Record(record.clone()) });
+    fn send_record(&mut self, record: SegmentRecord, out: &mut Actions) {
+        out.push(record_action(&record));
         self.record = Some(Box::new((record, Attempt::sent(&self.limits))));
     }
 
-    fn send_rows(&self, write: &mut RowsWrite, out: &mut Vec<Action>) {
+    fn send_rows(&self, write: &mut RowsWrite, out: &mut Actions) {
         write.attempt = Some(Attempt::sent(&self.limits));
         out.push(write.action());
     }
 
-    fn send_derived(&mut self, derived: Derived, out: &mut Vec<Action>) {
+    fn send_derived(&mut self, derived: Derived, out: &mut Actions) {
         out.push(derived_action(&derived));
         self.derived = Some(Box::new((derived, Attempt::sent(&self.limits))));
     }
 
-    fn tick(&mut self, now: Now, out: &mut Vec<Action>) {
+    fn tick(&mut self, now: Now, out: &mut Actions) {
         if let Phase::ReadsAgain { reading, at_ms } = self.phase
             && at_ms <= now.mono_ms
         {
@@ -803,9 +413,9 @@ impl Log {
         if let Some((record, attempt)) = self.record.as_deref_mut()
             && attempt.is_due(now.mono_ms)
         {
-            out.push(Action::Write { which: Which::Record, write: Write::Record(record.clone()) });
+            out.push(record_action(record));
         }
-        if let Some(write) = self.rows.as_deref_mut()
+        if let Some(write) = &mut self.rows
             && write.attempt.as_mut().is_some_and(|attempt| attempt.is_due(now.mono_ms))
         {
             if plant::is(Bug::RetryUnderNewSeq) && self.phase == Phase::AppendsRows {
@@ -820,11 +430,11 @@ impl Log {
         }
     }
 
-    fn wrote(&mut self, now: Now, which: Which, outcome: Outcome, out: &mut Vec<Action>) {
+    fn wrote(&mut self, now: Now, which: Which, outcome: Outcome, out: &mut Actions) {
         let may_end = matches!(self.phase, Phase::AppendsRecord | Phase::AppendsRows | Phase::Changes);
         let attempt = match which {
             Which::Record => self.record.as_deref_mut().map(|(_, attempt)| attempt),
-            Which::Rows => self.rows.as_deref_mut().and_then(|write| write.attempt.as_mut()),
+            Which::Rows => self.rows.as_mut().and_then(|write| write.attempt.as_mut()),
             Which::Derived => self.derived.as_deref_mut().map(|(_, attempt)| attempt),
         };
         let Some(attempt) = attempt else {
@@ -848,7 +458,7 @@ impl Log {
                 }
                 Which::Rows => {
                     if let Some(write) = self.rows.take() {
-                        self.rows_stored(now, write.rows, out);
+                        self.rows_stored(now, &write.rows, out);
                     }
                 }
                 Which::Derived => {
@@ -859,7 +469,7 @@ impl Log {
         }
     }
 
-    fn record_stored(&mut self, now: Now, record: SegmentRecord, out: &mut Vec<Action>) {
+    fn record_stored(&mut self, now: Now, record: SegmentRecord, out: &mut Actions) {
         match self.phase {
             Phase::Rewrites => self.go_on_if_rewritten(now, out),
             Phase::Records { .. } if plant::is(Bug::RecordBeforeRewrite) => {
@@ -886,37 +496,7 @@ impl Log {
         }
     }
 
-    fn rows_stored(&mut self, now: Now, rows: Vec<Row>, out: &mut Vec<Action>) {
-        if self.phase == Phase::Rewrites {
-            return self.go_on_if_rewritten(now, out);
-        }
-        self.bytes += rows.iter().map(row_bytes).sum::<u64>();
-        let Some(last) = rows.last() else { return };
-        (self.head, self.n) = (last.seq, last.n);
-        if last.derived.is_none() {
-            self.phase = Phase::Open;
-            return out.push(Action::Appended);
-        }
-        // Kept until the barrier has passed.
-        self.tail = rows;
-        if plant::is(Bug::DerivedBeforeBarrier) {
-            return self.derive_batch(out);
-        }
-        self.phase = Phase::AppendAwaitsBarrier;
-        out.push(Action::Barrier);
-    }
-
-    fn derive_batch(&mut self, out: &mut Vec<Action>) {
-        self.derive_again(out);
-        self.tail = Vec::new();
-        self.phase = Phase::AppendDerives;
-        if plant::is(Bug::DerivedNotAwaited) {
-            self.phase = Phase::Open;
-            out.push(Action::Appended);
-        }
-    }
-
-    fn derived_stored(&mut self, now: Now, out: &mut Vec<Action>) {
+    fn derived_stored(&mut self, now: Now, out: &mut Actions) {
         match self.phase {
             Phase::OpenDerives if reapplies_early() => {
                 self.write_own_record(now, true, out);
@@ -940,14 +520,14 @@ impl Log {
 impl RowsWrite {
     fn action(&self) -> Action {
         let Self { segment, bucket, rows, .. } = self;
-        let write = Write::Rows { segment: *segment, bucket: *bucket, rows: rows.clone() };
+        let write = Write::Rows { segment: *segment, bucket: *bucket, rows: Arc::clone(rows) };
         Action::Write { which: Which::Rows, write }
     }
 
     /// The bug: what may be stored already is appended once more, behind itself.
     fn renumber(&mut self) {
         let by = self.rows.len() as u64;
-        for row in &mut self.rows {
+        for row in Arc::make_mut(&mut self.rows) {
             row.seq.0 += by;
             row.batch_first.0 += by;
         }
@@ -957,6 +537,10 @@ impl RowsWrite {
 /// Only for planted bugs: before the own record.
 fn reapplies_early() -> bool {
     plant::is(Bug::DerivedReappliedBeforeRecord) || plant::is(Bug::DerivedReappliedAfterRewrite)
+}
+
+fn record_action(record: &SegmentRecord) -> Action {
+    Action::Write { which: Which::Record, write: Write::Record(Box::new(record.clone())) }
 }
 
 fn derived_action(derived: &Derived) -> Action {

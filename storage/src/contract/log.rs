@@ -79,8 +79,8 @@ pub fn segment(epoch: u64, part: u64) -> SegmentId {
 }
 
 /// A segment's record; everything but the names follows from them.
-pub fn record(id: SegmentId, bucket: u32, first_seq: u64, prev: Option<SegmentId>) -> SegmentRecord {
-    SegmentRecord {
+pub fn record(id: SegmentId, bucket: u32, first_seq: u64, prev: Option<SegmentId>) -> Box<SegmentRecord> {
+    Box::new(SegmentRecord {
         id,
         bucket: Bucket(bucket),
         first_seq: Seq(first_seq),
@@ -88,7 +88,7 @@ pub fn record(id: SegmentId, bucket: u32, first_seq: u64, prev: Option<SegmentId
         prev,
         incarnation: Incarnation(u128::from(id.epoch.0) << 100 | 7),
         log: LogId(0xfeed_0000_0000_0001),
-    }
+    })
 }
 
 /// The batch of rows `from..=to` (as [`row`] makes them) in a segment.
@@ -175,11 +175,11 @@ fn records_come_back_in_order(subject: &mut Log) {
     let mut prev = None;
     let mut records = Vec::new();
     for (i, id) in (0..).zip(ids) {
-        records.push(record(id, 100 + i, 1 + 1_000 * u64::from(i), prev));
+        records.push(*record(id, 100 + i, 1 + 1_000 * u64::from(i), prev));
         prev = Some(id);
     }
     for record in records.iter().rev() {
-        write(store, &ours, vec![Write::Record(record.clone())]);
+        write(store, &ours, vec![Write::Record(record.clone().into())]);
     }
     assert_eq!(ok(store.segments(ours)), records, "every column comes back");
 }
@@ -263,7 +263,7 @@ fn rooms_and_segments_do_not_see_their_neighbours(subject: &mut Log) {
         {
             let mut batch = rows(room, id, bucket, 1, 2);
             let Write::Rows { rows, .. } = &mut batch else { unreachable!() };
-            for row in rows {
+            for row in Arc::make_mut(rows) {
                 row.event = Bytes::from(format!("{room} {id:?} {bucket} {}", row.seq));
             }
             write(store, room, vec![batch]);
@@ -359,13 +359,14 @@ fn what_a_batch_derives_is_stored_with_its_row(subject: &mut Log) {
     };
     let mut batch = rows(&ours, segment(1, 0), 0, 1, 2);
     let Write::Rows { rows: batch_rows, .. } = &mut batch else { unreachable!() };
-    batch_rows[1].derived = Some(Arc::new(what));
+    Arc::make_mut(batch_rows)[1].derived = Some(Arc::new(what));
     let want = batch_rows.clone();
     write(store, &ours, vec![batch, rows(&ours, segment(1, 0), 0, 3, 3)]);
     // Nothing, but there.
     let mut last = rows(&ours, segment(1, 0), 0, 4, 4);
     let Write::Rows { rows: last_rows, .. } = &mut last else { unreachable!() };
-    (last_rows[0].derived, last_rows[0].event) = (Some(Arc::default()), Bytes::new());
+    let only = &mut Arc::make_mut(last_rows)[0];
+    (only.derived, only.event) = (Some(Arc::default()), Bytes::new());
     let want = [&want[..], &[row(&ours, 3, 3)], last_rows].concat();
     write(store, &ours, vec![last]);
     for range in [Range::after(Seq(0)), Range::before(Seq(u64::MAX))] {
@@ -393,7 +394,7 @@ fn the_same_write_again_changes_nothing(subject: &mut Log) {
     let id = segment(1, 0);
     let mut first = rows(&ours, id, 4, 1, 3);
     let Write::Rows { rows: first_rows, .. } = &mut first else { unreachable!() };
-    first_rows[2].derived =
+    Arc::make_mut(first_rows)[2].derived =
         Some(Arc::new(Derived { room: None, members: vec![changed("log.again.a", 1, 3)] }));
     let writes = vec![
         Write::Record(record(id, 4, 1, None)),
@@ -420,7 +421,7 @@ fn too_large_is_definite(subject: &mut Log) {
     let id = segment(1, 0);
     let mut heavy = rows(&ours, id, 0, 1, 5);
     let Write::Rows { rows: heavy_rows, .. } = &mut heavy else { unreachable!() };
-    for row in heavy_rows {
+    for row in Arc::make_mut(heavy_rows) {
         row.event = Bytes::from(vec![1; BATCH_BYTES_MAX / 5 + 1]);
     }
     let outcomes = write_all(
@@ -753,7 +754,8 @@ fn everything_is_there_after_a_reopen(subject: &mut Log) {
         let mut batch = rows(&ours, b, 10, 41, 42);
         let Write::Rows { rows: batch_rows, .. } = &mut batch else { unreachable!() };
         let members = vec![changed("log.reopen.b", 0, 42)];
-        batch_rows[1].derived = Some(Arc::new(Derived { room: None, members: members.clone() }));
+        let carried = Derived { room: None, members: members.clone() };
+        Arc::make_mut(batch_rows)[1].derived = Some(Arc::new(carried));
         write(
             store,
             &ours,

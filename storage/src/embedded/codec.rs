@@ -73,20 +73,18 @@ fn push_id(key: &mut Vec<u8>, id: &str) {
     key.extend_from_slice(id.as_bytes());
 }
 
-/// What the keys of a segment's rows begin with; the seq follows.
-pub(super) fn segment_prefix(room: &RoomId, bucket: Bucket, segment: SegmentId) -> Vec<u8> {
+pub(super) fn row_key(room: &RoomId, bucket: Bucket, segment: SegmentId, seq: Seq) -> Vec<u8> {
     let mut key = Vec::with_capacity(1 + room.as_str().len() + 4 + 3 * 8);
-    push_id(&mut key, room.as_str());
-    key.extend_from_slice(&bucket.0.to_be_bytes());
-    push_segment(&mut key, segment);
+    put_row_key(&mut key, room, bucket, segment, seq);
     key
 }
 
-pub(super) fn row_key(segment_prefix: &[u8], seq: Seq) -> Vec<u8> {
-    let mut key = Vec::with_capacity(segment_prefix.len() + 8);
-    key.extend_from_slice(segment_prefix);
+/// As [`row_key`], behind what is in `key`.
+pub(super) fn put_row_key(key: &mut Vec<u8>, room: &RoomId, bucket: Bucket, segment: SegmentId, seq: Seq) {
+    push_id(key, room.as_str());
+    key.extend_from_slice(&bucket.0.to_be_bytes());
+    push_segment(key, segment);
     key.extend_from_slice(&seq.0.to_be_bytes());
-    key
 }
 
 fn push_segment(key: &mut Vec<u8>, segment: SegmentId) {
@@ -94,10 +92,9 @@ fn push_segment(key: &mut Vec<u8>, segment: SegmentId) {
     key.extend_from_slice(&segment.part.0.to_be_bytes());
 }
 
-pub(super) fn log_value(row: &Row) -> Vec<u8> {
+/// Behind what is in `value`.
+pub(super) fn put_log_value(value: &mut Vec<u8>, row: &Row) {
     let derived = row.derived.as_deref().map(encode_derived);
-    let derived_len = derived.as_ref().map_or(0, |derived| 4 + derived.len());
-    let mut value = Vec::with_capacity(ROW_HEADER + derived_len + row.event.len());
     value.push(if derived.is_none() { ROW_LAYOUT } else { ROW_LAYOUT_DERIVED });
     value.extend_from_slice(&row.batch_first.0.to_be_bytes());
     value.extend_from_slice(&row.n.to_be_bytes());
@@ -108,7 +105,6 @@ pub(super) fn log_value(row: &Row) -> Vec<u8> {
         value.extend_from_slice(&derived);
     }
     value.extend_from_slice(&row.event);
-    value
 }
 
 pub(super) fn decode_row(room: &RoomId, key: &[u8], value: &[u8]) -> Result<Row, Malformed> {
@@ -563,7 +559,13 @@ mod tests {
     use super::*;
 
     fn log_key(room: &RoomId, seq: Seq) -> Vec<u8> {
-        row_key(&segment_prefix(room, Bucket(3), SegmentId { epoch: Epoch(4), part: Part(5) }), seq)
+        row_key(room, Bucket(3), SegmentId { epoch: Epoch(4), part: Part(5) }, seq)
+    }
+
+    fn log_value(row: &Row) -> Vec<u8> {
+        let mut value = Vec::new();
+        put_log_value(&mut value, row);
+        value
     }
 
     proptest::proptest! {
@@ -589,7 +591,7 @@ mod tests {
             let (room_a, room_b) = (RoomId::parse(&a).unwrap(), RoomId::parse(&b).unwrap());
             let segment = |of: (u32, u64, u64, u64)| SegmentId { epoch: Epoch(of.1), part: Part(of.2) };
             let key = |room: &RoomId, of: (u32, u64, u64, u64)| {
-                row_key(&segment_prefix(room, Bucket(of.0), segment(of)), Seq(of.3))
+                row_key(room, Bucket(of.0), segment(of), Seq(of.3))
             };
             let want = (a.len(), &a, x).cmp(&(b.len(), &b, y));
             proptest::prop_assert_eq!(key(&room_a, x).cmp(&key(&room_b, y)), want);

@@ -27,7 +27,7 @@ type State = Vec<(u64, Vec<SegmentRecord>, Option<Said>, usize, Option<Seq>)>;
 /// A segment for every two commits.
 fn record_of(commit: u64) -> SegmentRecord {
     let prev = (commit > 1).then(|| segment(commit / 2, 0));
-    record(segment(1 + commit / 2, 0), u32::try_from(commit / 4).unwrap(), 2 * commit + 1, prev)
+    *record(segment(1 + commit / 2, 0), u32::try_from(commit / 4).unwrap(), 2 * commit + 1, prev)
 }
 
 fn said(commit: u64) -> Said {
@@ -61,7 +61,7 @@ fn commit(i: u64) -> Vec<RoomWrite> {
     let mut batch = rows(&b, id, bucket.0, from, from + 1);
     if let Write::Rows { rows, .. } = &mut batch {
         let carried = Derived { room: Some(row.clone()), members: vec![member_of(i)] };
-        rows[1].derived = Some(Arc::new(carried));
+        Arc::make_mut(rows)[1].derived = Some(Arc::new(carried));
     }
     let mut writes = vec![
         (a.clone(), rows(&a, id, bucket.0, from, from + 1)),
@@ -70,7 +70,7 @@ fn commit(i: u64) -> Vec<RoomWrite> {
         (b.clone(), Write::Said(said(i))),
     ];
     if i.is_multiple_of(2) {
-        writes.push((b, Write::Record(record_of(i))));
+        writes.push((b, Write::Record(record_of(i).into())));
     }
     (0..).zip(writes).map(|(ticket, (room, write))| RoomWrite { ticket, room, write }).collect()
 }

@@ -85,7 +85,14 @@ impl Engine {
 
     /// One group commit to be.
     pub(super) fn batch(&self) -> Batch<'_> {
-        Batch { engine: self, batch: self.db.batch(), overlay: std::collections::HashMap::new(), bytes: 0 }
+        Batch {
+            engine: self,
+            batch: self.db.batch(),
+            overlay: std::collections::HashMap::new(),
+            bytes: 0,
+            key: Vec::new(),
+            value: Vec::new(),
+        }
     }
 
     /// The engine has failed before and takes no writes until it is opened again.
@@ -123,8 +130,8 @@ impl Engine {
             if first > last {
                 return Ok(true);
             }
-            let prefix = codec::segment_prefix(room, span.bucket, span.segment);
-            let keys = codec::row_key(&prefix, Seq(first))..=codec::row_key(&prefix, Seq(last));
+            let key = |seq| codec::row_key(room, span.bucket, span.segment, Seq(seq));
+            let keys = key(first)..=key(last);
             filling.take_all(snapshot.range(&self.log, keys), range)
         };
         match range {
@@ -286,8 +293,7 @@ impl Engine {
     /// content, and a batch is there whole or not at all, so one look is enough.
     pub(super) fn holds(&self, write: &RoomWrite) -> bool {
         let Write::Rows { segment, bucket, rows } = &write.write else { return false };
-        let prefix = codec::segment_prefix(&write.room, *bucket, *segment);
-        let key = rows.first().map(|row| codec::row_key(&prefix, row.seq));
+        let key = rows.first().map(|row| codec::row_key(&write.room, *bucket, *segment, row.seq));
         key.is_some_and(|key| self.log.contains_key(key).unwrap_or(false))
     }
 
@@ -428,6 +434,9 @@ pub(super) struct Batch<'a> {
     /// What is going to be in `state`; only of tables that are read again in the same commit.
     overlay: std::collections::HashMap<Vec<u8>, Option<Vec<u8>>>,
     bytes: usize,
+    // Of the row at hand; kept for their memory, as the engine copies what it is given.
+    key: Vec<u8>,
+    value: Vec<u8>,
 }
 
 impl Batch<'_> {
@@ -492,16 +501,19 @@ impl Batch<'_> {
 
     /// Written without a look at what is there: nothing, or the same.
     pub(super) fn rows(&mut self, room: &RoomId, bucket: Bucket, segment: SegmentId, rows: &[Row]) {
-        let prefix = codec::segment_prefix(room, bucket, segment);
+        let Self { engine, batch, key, value, .. } = self;
         for row in rows {
-            let (key, value) = (codec::row_key(&prefix, row.seq), codec::log_value(row));
+            key.clear();
+            value.clear();
+            codec::put_row_key(key, room, bucket, segment, row.seq);
+            codec::put_log_value(value, row);
             debug_assert!(
-                self.engine.log.get(&key).ok().flatten().is_none_or(|stored| *stored == value),
+                engine.log.get(&*key).ok().flatten().is_none_or(|stored| *stored == *value),
                 "{room}: a second content for seq {} of {segment:?}",
                 row.seq
             );
             self.bytes += key.len() + value.len();
-            self.batch.insert(&self.engine.log, key, value);
+            batch.insert(&engine.log, &*key, &*value);
         }
     }
 

@@ -282,7 +282,8 @@ impl Queue {
             let left = next.saturating_duration_since(at);
             state = self.wake.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
         };
-        let mut taken = Taken { refused: std::mem::take(&mut state.refused), ..Taken::default() };
+        let writes = Vec::with_capacity(state.writes.len().min(COMMIT_WRITES));
+        let mut taken = Taken { writes, refused: std::mem::take(&mut state.refused), ..Taken::default() };
         let mut bytes = 0;
         while taken.writes.len() < COMMIT_WRITES && bytes < COMMIT_BYTES {
             let Some(next) = state.writes.pop_front() else { break };

@@ -325,7 +325,7 @@ impl Turn<'_> {
                 let Some(room) = self.node.room.as_deref_mut() else { return };
                 let head = room.log.head();
                 room.counted = head;
-                let mut out = Vec::new();
+                let mut out = log::Actions::new();
                 room.log.change(Derived { room: None, members: vec![member(true, head)] }, &mut out);
                 self.log_actions(out);
             }
@@ -592,7 +592,7 @@ impl Turn<'_> {
             // From reads only to in full.
             debug_assert!(room.log.is_read_open());
             room.usable = false;
-            let mut out = Vec::new();
+            let mut out = log::Actions::new();
             room.log.open(now(), how, &mut out);
             return self.log_actions(out);
         }
@@ -603,7 +603,7 @@ impl Turn<'_> {
         let opening = self.node.openings;
         self.node.openings += 1;
         let mut log = Log::new(tenure, opening, LogId(tenure.epoch.0), Arc::clone(&self.universe.limits));
-        let mut out = Vec::new();
+        let mut out = log::Actions::new();
         log.open(now(), how, &mut out);
         self.node.room = Some(Box::new(Room {
             log,
@@ -663,14 +663,14 @@ impl Turn<'_> {
         room.next = Some(self.universe.logs.intern(entries));
         self.node.appended += 1;
         let at = UnixMs(u64::from(window) * self.universe.limits.window_ms);
-        let mut out = Vec::new();
-        room.log.append(Now { unix: at, ..now() }, rows, &mut out);
+        let mut out = log::Actions::new();
+        room.log.append(Now { unix: at, ..now() }, rows.into(), &mut out);
         self.log_actions(out);
     }
 
     fn log(&mut self, now: Now, input: log::Input) {
         let Some(room) = self.node.room.as_deref_mut() else { return };
-        let mut out = Vec::new();
+        let mut out = log::Actions::new();
         room.log.handle(now, input, &mut out);
         self.log_actions(out);
     }
@@ -710,7 +710,7 @@ impl Turn<'_> {
         self.asks.push(Ask::View { log, members });
     }
 
-    fn log_actions(&mut self, actions: Vec<log::Action>) {
+    fn log_actions(&mut self, actions: log::Actions) {
         use log::Action;
         for action in actions {
             let Some(room) = self.node.room.as_deref_mut() else { return };
@@ -745,7 +745,7 @@ impl Turn<'_> {
                         self.drop_room();
                         return;
                     }
-                    let mut out = Vec::new();
+                    let mut out = log::Actions::new();
                     room.log.open(now(), log::Opening::Full, &mut out);
                     self.log_actions(out);
                 }
@@ -824,15 +824,15 @@ impl Turn<'_> {
 
     fn write(&mut self, write: Write) -> Bits {
         match write {
-            Write::Record(record) => self.issue(Mutation::Record(record)),
+            Write::Record(record) => self.issue(Mutation::Record(*record)),
             Write::Rows { segment, rows, .. } if self.world.torn => {
                 let mut what = Bits::EMPTY;
-                for row in rows {
-                    what = what.or(&self.issue(Mutation::Rows { segment, rows: vec![row] }));
+                for row in rows.iter() {
+                    what = what.or(&self.issue(Mutation::Rows { segment, rows: vec![row.clone()] }));
                 }
                 what
             }
-            Write::Rows { segment, rows, .. } => self.issue(Mutation::Rows { segment, rows }),
+            Write::Rows { segment, rows, .. } => self.issue(Mutation::Rows { segment, rows: rows.to_vec() }),
             Write::Derived(derived) => self.issue(Mutation::Derived(*derived)),
             Write::Said(said) => self.issue(Mutation::Said(said)),
         }

@@ -400,8 +400,10 @@ impl<'w> Rooms<'w> {
 
     fn write(&mut self, store: &mut Store, write: Write) -> Result<Bits, Violation> {
         match write {
-            Write::Record(record) => self.issue(store, Mutation::Record(record)),
-            Write::Rows { segment, rows, .. } => self.issue(store, Mutation::Rows { segment, rows }),
+            Write::Record(record) => self.issue(store, Mutation::Record(*record)),
+            Write::Rows { segment, rows, .. } => {
+                self.issue(store, Mutation::Rows { segment, rows: rows.to_vec() })
+            }
             Write::Said(said) => self.issue(store, Mutation::Said(said)),
             Write::Derived(derived) => {
                 // Each row is a partition of its own.
@@ -664,7 +666,7 @@ impl<'w> Rooms<'w> {
     fn open_anew(&self, seen: &Bits) -> Result<(Rc<[Row]>, Option<Derived>), String> {
         let last = Tenure { epoch: Epoch(1 << 50), incarnation: incarnation(200) };
         let mut log = Log::new(last, 0, LogId(0), Arc::default());
-        let (mut todo, mut derived) = (Vec::new(), None);
+        let (mut todo, mut derived) = (log::Actions::new(), None);
         let now = Now { mono_ms: 0, unix: UnixMs(0) };
         log.open(now, log::Opening::Full, &mut todo);
         for _ in 0..32 {

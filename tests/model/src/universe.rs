@@ -268,7 +268,7 @@ impl Universe {
     fn open_anew(&mut self, seen: &Bits) -> Result<Opened, String> {
         let tenure = Tenure { epoch: Epoch(1 << 50), incarnation: Incarnation(u128::MAX) };
         let mut log = Log::new(tenure, 0, LogId(0), Arc::clone(&self.limits));
-        let mut todo = Vec::new();
+        let mut todo = log::Actions::new();
         log.open(now(), log::Opening::Full, &mut todo);
         let mut derived = None;
         for _ in 0..32 {

@@ -38,6 +38,11 @@ pub struct Habits {
     pub members: u32,
     pub moves: u32,
     pub switches: u32,
+    /// What the owner of the rooms does beyond its share of `members`. Then it takes people in, and only now and then out:
+    /// most of them are members most of the time.
+    pub governs: u32,
+    /// Subscriptions that take heads only.
+    pub passive: u32,
     /// Sends without `since`.
     pub without_since: u32,
     /// Nothing heard for so long: the connection counts as dead.
@@ -103,6 +108,8 @@ struct Outgoing {
     /// An earlier try may be in the log.
     unknown: bool,
     acked: bool,
+    /// One of [`Client::owes`]: refused for good, it is owed still.
+    owed: bool,
     /// The epoch of nothing: gateway of the last try, to know retries elsewhere.
     first_gateway: usize,
 }
@@ -227,14 +234,22 @@ impl Client {
             && self.phase == Phase::Open
     }
 
-    /// Whether it has all that it may have of a room with this head, or has been told that it may have nothing more.
-    pub fn has_reached(&self, room: usize, head: u64) -> bool {
+    /// Something of what it wants done may still change a room.
+    pub fn has_business(&self) -> bool {
+        !self.sends.is_empty()
+            || !self.owes.is_empty()
+            || !self.makes.is_empty()
+            || self.open.iter().any(|(.., open)| matches!(open, Open::Ask { .. }))
+    }
+
+    /// Whether it has all that it may have of a room with this head, or has been told, not before `still`, that it may have
+    /// nothing more: until then the room may have been made, its user taken in again.
+    pub fn has_reached(&self, room: usize, head: u64, still: Time) -> bool {
         let view = &self.views[room];
         match view.mode {
             Some(Mode::Live) => view.role == 0 || view.last >= head,
             Some(Mode::Passive) => true,
-            // What was said before the end may be over: the room may have been made, its user taken in again.
-            None => !view.asking && view.barred.is_some_and(|at| at >= self.finish_at + 1_500 * MS),
+            None => !view.asking && view.barred.is_some_and(|at| at >= still),
         }
     }
 
@@ -348,8 +363,11 @@ impl Client {
         self.make(now, cast, recorder);
         self.resubscribe(now, cast, recorder);
         self.retry(now, cast, recorder);
-        if let Some(room) = self.owes.pop() {
-            self.send_new(now, room, cast, recorder);
+        // Nothing is sent to a room that is still to be made: "there is no such room" would be true.
+        let is_made = |room: &usize| !self.makes.iter().any(|(of, ..)| of == room);
+        if let Some(place) = self.owes.iter().rposition(is_made) {
+            let room = self.owes.remove(place);
+            self.send_new(now, room, true, cast, recorder);
         }
         if !self.finishing && self.open.len() < self.habits.in_flight {
             self.business(now, cast, recorder, coverage);
@@ -369,7 +387,7 @@ impl Client {
             .collect();
         if !wanting.is_empty() {
             let rooms = wanting.into_iter().map(|room| {
-                let passive = self.random.one_in(4) && !self.finishing;
+                let passive = self.random.chance(self.habits.passive) && !self.finishing;
                 (room, if passive { Mode::Passive } else { Mode::Live })
             });
             let rooms: Vec<_> = rooms.collect();
@@ -412,8 +430,11 @@ impl Client {
             });
         }
         recorder.note(|| {
-            let words: Vec<String> =
-                asked.iter().map(|one| format!("{} after {:?}", one.room, one.after)).collect();
+            let words: Vec<String> = asked
+                .iter()
+                .zip(&rooms)
+                .map(|(one, (_, mode))| format!("{} after {:?} {mode:?}", one.room, one.after))
+                .collect();
             format!("{} subscribes {}", self.name, words.join(", "))
         });
         self.ask(now, Command::Subscribe(v1::Subscribe { rooms: asked }), Open::Subscribe { rooms });
@@ -465,7 +486,7 @@ impl Client {
         self.ask(now, command, Open::Send { client_msg_id });
     }
 
-    fn send_new(&mut self, now: Time, room: usize, cast: &Cast, recorder: &mut Recorder) {
+    fn send_new(&mut self, now: Time, room: usize, owed: bool, cast: &Cast, recorder: &mut Recorder) {
         self.count += 1;
         // Ids are unique per sender, not over senders: half of them meet those of others.
         let client_msg_id = if self.count.is_multiple_of(2) {
@@ -488,6 +509,7 @@ impl Client {
             next_try: now,
             unknown: false,
             acked: false,
+            owed,
             first_gateway: self.gateway,
         });
         self.try_send(now, self.sends.len() - 1, cast, recorder);
@@ -548,7 +570,7 @@ impl Client {
                 },
             );
             self.ask(now, Command::Mark(v1::Mark { room: name(), delivered, seen }), Open::Mark { room });
-        } else if is(habits.members) {
+        } else if is(habits.members + if self.user == 0 { habits.governs } else { 0 }) {
             self.change_members(now, room, cast, recorder);
         } else if is(habits.moves) {
             let call = self.call();
@@ -572,7 +594,7 @@ impl Client {
             let mine: Vec<usize> = (0..self.views.len()).filter(|room| self.views[*room].role != 0).collect();
             let room =
                 if mine.is_empty() || self.random.one_in(30) { room } else { *self.random.pick(&mine) };
-            self.send_new(now, room, cast, recorder);
+            self.send_new(now, room, false, cast, recorder);
         }
     }
 
@@ -588,7 +610,12 @@ impl Client {
                     v1::UpdateRoom { room: name, name: Some(format!("n{}", self.count)), public: None };
                 (Ask::Update, Command::UpdateRoom(command))
             } else {
-                match self.random.below(5) {
+                let draw = match self.habits.governs {
+                    0 => self.random.below(5),
+                    _ if self.random.one_in(7) => 0,
+                    _ => 2,
+                };
+                match draw {
                     0 | 1 => (
                         Ask::Remove(whom),
                         Command::RemoveMember(v1::RemoveMember { room: name, user: them }),
@@ -925,7 +952,8 @@ impl Client {
                 let gives_up =
                     (!self.finishing && self.random.one_in(12)) || error.code == Code::RetryTooOld.number();
                 if verdict == Verdict::Definite || gives_up {
-                    self.sends.remove(place);
+                    let send = self.sends.remove(place);
+                    self.owes.extend(send.filter(|send| send.owed).map(|send| send.room));
                 }
             }
             other => panic!("{}: {other:?} answers a send", self.name),
@@ -1091,6 +1119,7 @@ impl Client {
                 );
                 let view = &mut self.views[room];
                 sometimes!(coverage, RemovedLive, view.mode == Some(Mode::Live));
+                sometimes!(coverage, RemovedPassive, view.mode == Some(Mode::Passive));
                 view.mode = None;
                 view.role = 0;
                 view.was_removed = true;

@@ -250,6 +250,33 @@ impl World {
         }
     }
 
+    /// Of each slot that nobody serves, what every node knows of it and waits for: once a second, for who reads the timeline.
+    pub fn note_accounts(&mut self) {
+        if self.recorder.timeline.is_none() || self.now() < self.accounts_at {
+            return;
+        }
+        self.accounts_at = self.now() + SECOND;
+        let runs = || self.nodes.iter().filter_map(|node| Some((&node.process, &node.ring.as_ref()?.node)));
+        let is_served = |slot: SlotId| {
+            runs().filter(|(process, _)| !process.frozen).any(|(_, node)| {
+                node.slot(slot).is_some_and(|own| matches!(own.standing(), slot_owner::Standing::Serving(_)))
+            })
+        };
+        let mut lines = Vec::new();
+        for slot in (0..self.plan.slots as u16).map(SlotId).filter(|slot| !is_served(*slot)) {
+            for (process, node) in runs() {
+                let now = process.clock.mono(self.now());
+                let asleep = if process.frozen { " (asleep)" } else { "" };
+                if let Some(account) = node.account(now, slot) {
+                    lines.push(format!("{}{asleep} at {now} ms, {account}", node.me().node));
+                }
+            }
+        }
+        for line in lines {
+            self.recorder.note(|| line);
+        }
+    }
+
     // ------------------------------------------------------------ turns
 
     /// One input of the shard worker, and what follows from it at once.
@@ -641,11 +668,12 @@ impl World {
             node::Action::SayReady { to } => {
                 self.send_run(number, to.incarnation, PeerMessage::Ready(self.peer(number)))
             }
-            node::Action::WriteFrozen { slot, why } => {
+            node::Action::WriteFrozen { slot, why, expect } => {
                 sometimes!(self.coverage, Frozen);
                 self.recorder.note(|| format!("n{number} freezes ownership because of slot {slot}: {why:?}"));
                 let put = vec![(Key::Frozen, Some(Value::Frozen))];
-                let ask = Ask::Transact { compare: Vec::new(), put, lease: None };
+                let compare = vec![(Key::Slot(slot.0), expect.map(Value::Slot))];
+                let ask = Ask::Transact { compare, put, lease: None };
                 self.etcd_ask(who, ask, Tag::Ring(RingTag::Frozen));
             }
             node::Action::Slot { slot, action } => self.slot_action(number, slot.0, action),
@@ -816,13 +844,7 @@ impl World {
                 return self.slot(number, slot, slot_owner::Input::KeyRead(key));
             }
             (RingTag::SlotCas(slot), told) => {
-                let outcome = match told {
-                    Told::Won => CasOutcome::Won,
-                    Told::Lost(Some(Value::Slot(key))) => CasOutcome::Lost(Some(key)),
-                    Told::Lost(_) => CasOutcome::Lost(None),
-                    _ => CasOutcome::Unknown,
-                };
-                return self.slot(number, slot, slot_owner::Input::Cas(outcome));
+                return self.slot(number, slot, slot_owner::Input::Cas(outcome_of(told)));
             }
             (RingTag::NodeRead(incarnation), told) => {
                 let gone = match told {
@@ -860,10 +882,7 @@ impl World {
                 Told::Lost(_) => TargetOutcome::Lost(None),
                 _ => TargetOutcome::Unknown,
             }),
-            (RingTag::Frozen, told) => node::Input::FrozenWritten(match told {
-                Told::Won => Ok(()),
-                _ => Err(slot_owner::Failed),
-            }),
+            (RingTag::Frozen, told) => node::Input::FrozenWritten(outcome_of(told)),
             (RingTag::Nothing, _) => return,
         };
         self.router(number, input);
@@ -903,6 +922,16 @@ impl World {
             let run = process.run;
             self.schedule.after(START, Event::Start { who: Who::Node(number), run });
         }
+    }
+}
+
+/// Of a transaction that compares a slot's key.
+fn outcome_of(told: Told) -> CasOutcome {
+    match told {
+        Told::Won => CasOutcome::Won,
+        Told::Lost(Some(Value::Slot(key))) => CasOutcome::Lost(Some(key)),
+        Told::Lost(_) => CasOutcome::Lost(None),
+        _ => CasOutcome::Unknown,
     }
 }
 

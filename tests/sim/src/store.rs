@@ -421,18 +421,18 @@ fn apply(replica: &mut Replica, change: &Change, at: Time, piece: Option<u8>, cl
             match write {
                 Write::Record(record) => match partition.segments.get(&record.id) {
                     None => {
-                        partition.segments.insert(record.id, record.clone());
+                        partition.segments.insert(record.id, (**record).clone());
                     }
-                    Some(there) if there != record => {
+                    Some(there) if *there != **record => {
                         clashed(clash, || {
                             format!("{room}: two records under one key: {there:?} and {record:?}")
                         });
-                        partition.segments.insert(record.id, record.clone());
+                        partition.segments.insert(record.id, (**record).clone());
                     }
                     Some(_) => {}
                 },
                 Write::Rows { segment, bucket, rows } => {
-                    for row in rows {
+                    for row in rows.iter() {
                         let before = partition.rows.insert((*bucket, *segment, row.seq), row.clone());
                         if let Some(there) = before.filter(|there| there != row) {
                             clashed(clash, || {
@@ -816,8 +816,8 @@ mod tests {
             log: LogId(1),
         };
         store.clash = None;
-        store.write(schedule.now(), 0, Change::Room(room(), Write::Record(record(1))));
-        store.write(schedule.now(), 0, Change::Room(room(), Write::Record(record(2))));
+        store.write(schedule.now(), 0, Change::Room(room(), Write::Record(record(1).into())));
+        store.write(schedule.now(), 0, Change::Room(room(), Write::Record(record(2).into())));
         run(&mut store, &mut schedule);
         assert!(store.clash().is_some());
     }

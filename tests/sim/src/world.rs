@@ -251,6 +251,10 @@ pub struct World {
     /// No fault ends any more by itself: what was not healed at the end stays.
     healed: bool,
     broken: Option<Broken>,
+    /// Since when no client has wanted anything that could change a room.
+    still_since: Option<Time>,
+    /// When the timeline shows next what the nodes know and wait for.
+    pub accounts_at: Time,
 }
 
 /// What a liveness run leaves broken.
@@ -319,6 +323,8 @@ impl World {
             heads_at: 0,
             healed: false,
             broken: None,
+            still_since: None,
+            accounts_at: 0,
             plan,
         };
         // The first one makes the rooms.
@@ -383,6 +389,7 @@ impl World {
         }
         let Some(event) = self.schedule.pop() else { return false };
         self.recorder.now = self.now();
+        self.note_accounts();
         if self.now() > LIMIT || self.inputs > INPUTS_MAX {
             self.wrong(|| "the run does not end".to_owned());
             return false;
@@ -672,7 +679,8 @@ impl World {
     pub fn client_reads(&mut self, number: u32, most: usize) {
         let now = self.now();
         let Some(tcp) = &mut self.tcps[number as usize] else { return };
-        if !tcp.client_open || tcp.arrived == 0 {
+        // What comes before the upgrade's answer has been seen waits in the socket: a slow reader looks there too.
+        if !tcp.client_open || tcp.arrived == 0 || tcp.number == u32::MAX {
             return;
         }
         let client = usize::from(tcp.client);
@@ -772,7 +780,18 @@ impl World {
 
     /// A liveness run may end as soon as nobody waits for anything.
     fn settled(&mut self) {
-        if self.plan.mode != Mode::Liveness || !self.healed || !self.clients.iter().all(Client::is_settled) {
+        if self.plan.mode != Mode::Liveness || !self.healed {
+            return;
+        }
+        if self.clients.iter().any(Client::has_business) {
+            self.still_since = None;
+            return;
+        }
+        // A command whose client has gone may be held by its gateway for as long.
+        let held_until = self.clients[0].finish_at + self.plan.ttl + 2 * SECOND;
+        let now = self.now();
+        let still = (*self.still_since.get_or_insert(now)).max(held_until);
+        if !self.clients.iter().all(Client::is_settled) {
             return;
         }
         if self.now() < self.heads_at {
@@ -780,8 +799,9 @@ impl World {
         }
         self.heads_at = self.now() + 100 * MS;
         let heads = self.heads();
-        let there =
-            |client: &Client| heads.iter().enumerate().all(|(room, head)| client.has_reached(room, *head));
+        let there = |client: &Client| {
+            heads.iter().enumerate().all(|(room, head)| client.has_reached(room, *head, still))
+        };
         if self.clients.iter().all(there) {
             self.over = true;
         }

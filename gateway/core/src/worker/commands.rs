@@ -374,10 +374,7 @@ impl Worker {
     /// The owner's answer to a command, and under which epoch it was given (zero: no room was involved).
     pub(super) fn answer(&mut self, now: Now, at: Ticket, epoch: Epoch, answer: Answer) {
         let (key, count) = split_ticket(at);
-        let Some(connection) = self.connections.get_key(key) else { return };
-        let Some(flight) = &connection.flight else { return };
-        let Some(place) = flight.pending.iter().position(|pending| pending.has(count)) else { return };
-        let pending = &flight.pending[place];
+        let Some((place, pending)) = self.find_pending(key, count) else { return };
         let slot = match &pending.what {
             What::Subscribe(subscribing) => {
                 self.routes.of_room(&subscribing.asked[count.wrapping_sub(pending.ticket) as usize].room)
@@ -392,10 +389,16 @@ impl Worker {
                 return;
             }
         }
+        let mut place = Some(place);
         if epoch > known {
             self.newer(now, slot, epoch, None);
+            // That may have answered others.
+            place = self.find_pending(key, count).map(|(place, _)| place);
         }
-        self.settle_answer(now, key, count, epoch, answer);
+        self.routes.settled(slot, at);
+        if let Some(place) = place {
+            self.settle_answer(now, key, count, place, epoch, answer);
+        }
         if epoch > known {
             self.owner_gone(now, slot);
         }
@@ -404,10 +407,15 @@ impl Worker {
         }
     }
 
-    fn settle_answer(&mut self, now: Now, key: Key, count: u32, epoch: Epoch, answer: Answer) {
+    pub(super) fn find_pending(&self, key: Key, count: u32) -> Option<(usize, &Pending)> {
+        let flight = self.connections.get_key(key)?.flight.as_ref()?;
+        flight.pending.iter().enumerate().find(|(_, pending)| pending.has(count))
+    }
+
+    /// `place`: where the command stands among those pending.
+    fn settle_answer(&mut self, now: Now, key: Key, count: u32, place: usize, epoch: Epoch, answer: Answer) {
         let Some(connection) = self.connections.get_key_mut(key) else { return };
         let Some(flight) = &mut connection.flight else { return };
-        let Some(place) = flight.pending.iter().position(|pending| pending.has(count)) else { return };
         if let What::Subscribe(_) = &flight.pending[place].what {
             let item = count.wrapping_sub(flight.pending[place].ticket) as usize;
             self.subscribe_answered(now, key.index, place, item, answer);

@@ -14,10 +14,11 @@ use banyan_proto::v1::server_frame::Body;
 
 use smallvec::SmallVec;
 
-use super::{Now, QUEUED_SOFT, Worker, opcode_of, out_of, put_server_frame};
-use crate::connection::Place;
+use super::{Now, QUEUED_SOFT, Worker, opcode_of, out_of, put_server_frame, ticket};
+use crate::connection::{Pending, Place};
 use crate::ring::Ring;
 use crate::room::{CursorState, SIDES, SMALL_ROOM, side_of};
+use crate::slab::Key;
 
 /// Least time between two heads for the passive readers of one room.
 const HEADS_MS: u64 = 1_000;
@@ -52,6 +53,12 @@ impl Worker {
                     (self.room_ids.get(room.as_str()).copied(), self.user_ids.get(user.as_str()).copied())
                     && self.accepts(now, room, epoch)
                 {
+                    let Some(entry) = self.rooms.get(room) else { return };
+                    let heads_alone = entry.live() == 0 && !entry.passive.is_empty();
+                    self.counters.absences_ahead += u64::from(heads_alone && at > entry.applied);
+                    if heads_alone && plant::is(Bug::PassiveMissesRemoval) {
+                        return;
+                    }
                     // It may be said again to a gateway that has lost its owner: who has come back since was admitted
                     // above it (two changes of one member at one head are never both without an event).
                     self.end_cursors(user, room, at.next(), at);
@@ -232,18 +239,20 @@ impl Worker {
             return;
         }
         let room = room.id.clone();
-        self.settle_send(key.index, &room, client_msg_id, event);
+        self.settle_send(key, &room, client_msg_id, event);
     }
 
     /// Takes the pending send that this event is, if there is one, and puts its reply in the event's place.
-    fn settle_send(&mut self, index: u32, room: &RoomId, client_msg_id: &str, event: &LoggedEvent) {
+    fn settle_send(&mut self, key: Key, room: &RoomId, client_msg_id: &str, event: &LoggedEvent) {
+        let index = key.index;
         let Some(connection) = self.connections.get_mut(index) else { return };
         let Some(flight) = &mut connection.flight else { return };
         let place =
             flight.pending.iter().position(|pending| pending.is_made_by(room, client_msg_id, event.seq()));
         let Some(place) = place else { return };
-        let id = flight.pending.swap_remove(place).id;
+        let Pending { id, ticket: count, slot, .. } = flight.pending.swap_remove(place);
         self.flight_moved(index);
+        self.routes.settled(slot, ticket(key, count));
         let frame = sent_frame(id, event);
         if !self.reply_in_place(index, room, event.seq(), &frame) {
             self.queue(index, &frame);

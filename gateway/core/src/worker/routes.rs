@@ -14,6 +14,7 @@ use banyan_proto::codes::Code;
 use banyan_proto::id::{Epoch, Incarnation, RoomId, SlotId, UserId};
 use banyan_proto::link::{Answer, RoomCall, RoomCommand, Ticket, ToShard};
 use banyan_proto::plant::{self, Bug};
+use smallvec::SmallVec;
 
 use super::{Effect, Now, Worker, split_ticket};
 use crate::connection::{Pending, What};
@@ -25,14 +26,21 @@ const AGAIN_MS: u64 = 10;
 const HOLD_PULL_MS: u64 = 500;
 /// What a held question counts for beside its texts.
 const QUESTION_BYTES: usize = 256;
+/// Of so few questions under way the one that has its answer is taken out at once; mostly it is the only one.
+const FEW: usize = 8;
 /// Questions noted as handed over before those that have been answered are looked for.
 const TIDY_MIN: usize = 32;
 
-/// One slot as this worker sees it.
+/// One slot as this worker sees it. In this order, what a command needs is one line of the processor's cache: its slot
+/// is hardly ever in there.
 #[derive(Debug, Default)]
+#[repr(C, align(64))]
 pub(super) struct Slot {
     /// The highest epoch that anybody has named.
     pub(super) epoch: Epoch,
+    /// Handed to this owner, in that order. Few are taken out with their answers, many now and then.
+    flying: SmallVec<[Question; 1]>,
+    tidy_at: u32,
     /// The way to the owner at that epoch.
     link: Option<u16>,
     /// That owner has answered something: it serves the slot, and takes what comes in order.
@@ -41,6 +49,8 @@ pub(super) struct Slot {
     open: bool,
     /// Interests were not taken and are stated again.
     restate: bool,
+    /// It stands in the list of slots that something waits in.
+    waits: bool,
     /// Nothing is offered before this.
     retry_at: u64,
     /// When the owner, or the way to it, last changed.
@@ -48,13 +58,8 @@ pub(super) struct Slot {
     /// Rooms and users (by their slabs) that live in it.
     rooms: Vec<u32>,
     users: Vec<u32>,
-    /// Handed to this owner, in that order. Those that have been answered are taken out now and then.
-    flying: Vec<Question>,
-    tidy_at: usize,
     /// Wait for an owner, or for it to take them.
     held: Vec<Held>,
-    /// It stands in the list of slots that something waits in.
-    waits: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -125,6 +130,16 @@ impl Routes {
 
     fn at(&mut self, slot: u16) -> &mut Slot {
         &mut self.slots[usize::from(slot)]
+    }
+
+    /// Nobody waits for an answer to this question any more.
+    pub(super) fn settled(&mut self, slot: u16, at: Ticket) {
+        let flying = &mut self.at(slot).flying;
+        if flying.len() <= FEW
+            && let Some(place) = flying.iter().position(|question| question.at == at)
+        {
+            flying.remove(place);
+        }
     }
 
     /// Notes that a room lives in a slot; gives its place there.
@@ -244,7 +259,7 @@ impl Worker {
             && let Some(link) = entry.link
         {
             entry.flying.push(question);
-            let tidy = entry.flying.len() > entry.tidy_at;
+            let tidy = entry.flying.len() > entry.tidy_at as usize;
             self.to_shards[usize::from(link)].push(message);
             if tidy {
                 self.tidy_flying(slot);
@@ -287,8 +302,7 @@ impl Worker {
 
     fn pending_of(&self, at: Ticket) -> Option<(u32, &Pending)> {
         let (key, count) = split_ticket(at);
-        let flight = self.connections.get_key(key)?.flight.as_ref()?;
-        Some((count, flight.pending.iter().find(|pending| pending.has(count))?))
+        self.find_pending(key, count).map(|(_, pending)| (count, pending))
     }
 
     fn pending_mut(&mut self, at: Ticket) -> Option<&mut Pending> {
@@ -387,7 +401,7 @@ impl Worker {
         let mut flying = std::mem::take(&mut self.routes.at(slot).flying);
         flying.retain(|question| self.is_asked(question.at));
         let entry = self.routes.at(slot);
-        entry.tidy_at = (flying.len() * 2).max(TIDY_MIN);
+        entry.tidy_at = u32::try_from((flying.len() * 2).max(TIDY_MIN)).unwrap_or(u32::MAX);
         entry.flying = flying;
     }
 

@@ -2,10 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use banyan_proto::id::{Epoch, Incarnation, Origin};
+use banyan_proto::id::{Epoch, Incarnation, Origin, UnixMs};
+use banyan_storage::log_store::SEGMENTS_MAX;
 use bytes::Bytes;
 use proptest::prelude::*;
 
+use super::chain::Chain;
+use super::tail::Look;
 use super::*;
 
 const LOG: LogId = LogId(7);
@@ -60,11 +63,11 @@ fn with_derived(mut rows: Vec<Row>) -> Vec<Row> {
 }
 
 fn write_record(record: SegmentRecord) -> Action {
-    Action::Write { which: Which::Record, write: Write::Record(record) }
+    Action::Write { which: Which::Record, write: Write::Record(record.into()) }
 }
 
 fn write_rows(segment: SegmentId, rows: Vec<Row>) -> Action {
-    Action::Write { which: Which::Rows, write: Write::Rows { segment, bucket: Bucket(0), rows } }
+    Action::Write { which: Which::Rows, write: Write::Rows { segment, bucket: Bucket(0), rows: rows.into() } }
 }
 
 fn write_derived() -> Action {
@@ -106,9 +109,9 @@ impl Bench {
     }
 
     fn open(&mut self, how: Opening) -> Vec<Action> {
-        let mut out = Vec::new();
+        let mut out = Actions::new();
         self.log.open(now(self.now_ms), how, &mut out);
-        out
+        out.into_vec()
     }
 
     fn append(&mut self, rows: Vec<Row>) -> Vec<Action> {
@@ -116,15 +119,15 @@ impl Bench {
     }
 
     fn append_at(&mut self, unix: u64, rows: Vec<Row>) -> Vec<Action> {
-        let mut out = Vec::new();
-        self.log.append(Now { mono_ms: self.now_ms, unix: UnixMs(unix) }, rows, &mut out);
-        out
+        let mut out = Actions::new();
+        self.log.append(Now { mono_ms: self.now_ms, unix: UnixMs(unix) }, rows.into(), &mut out);
+        out.into_vec()
     }
 
     fn give(&mut self, input: Input) -> Vec<Action> {
-        let mut out = Vec::new();
+        let mut out = Actions::new();
         self.log.handle(now(self.now_ms), input, &mut out);
-        out
+        out.into_vec()
     }
 
     /// Ticks at the deadline, which must then lie later, or nowhere.
@@ -523,9 +526,9 @@ fn an_open_derives_again_what_the_last_batch_changed() {
 fn members_change_without_an_event() {
     let mut bench = Bench::made(1);
     let change = |bench: &mut Bench| {
-        let mut out = Vec::new();
+        let mut out = Actions::new();
         bench.log.change(derived(), &mut out);
-        assert_eq!(out, [Action::Barrier]);
+        assert_eq!(out[..], [Action::Barrier]);
         assert!(!bench.log.is_idle() && bench.log.is_open_in_full() && bench.log.next_deadline().is_none());
         bench.give(Input::Passed)
     };
@@ -623,16 +626,16 @@ impl Store {
     fn apply(&mut self, write: Write) {
         match write {
             Write::Record(record) => {
-                let stored = self.records.entry(record.id).or_insert_with(|| record.clone());
-                assert_eq!(*stored, record, "a second content");
+                let stored = self.records.entry(record.id).or_insert_with(|| (*record).clone());
+                assert_eq!(*stored, *record, "a second content");
             }
             Write::Rows { segment, bucket, rows } => {
                 let record = &self.records[&segment];
                 assert_eq!(record.bucket, bucket);
-                for row in rows {
+                for row in rows.iter() {
                     assert!(row.seq >= record.first_seq);
                     let stored = self.rows.entry((segment, row.seq)).or_insert_with(|| row.clone());
-                    assert_eq!(*stored, row, "a second content");
+                    assert_eq!(stored, row, "a second content");
                 }
             }
             Write::Derived(_) => self.derived += 1,
@@ -689,7 +692,7 @@ proptest! {
                 late.clear();
             }
             let mut now = Now { mono_ms: 0, unix: UnixMs(0) };
-            let (mut out, mut steps) = (Vec::new(), 0);
+            let (mut out, mut steps) = (Actions::new(), 0);
             log.open(now, how, &mut out);
             let mut todo = batches.into_iter();
             let mut in_flight: Vec<Row> = Vec::new();
@@ -764,7 +767,7 @@ proptest! {
                 if derives {
                     in_flight = with_derived(in_flight);
                 }
-                log.append(now, in_flight.clone(), &mut out);
+                log.append(now, in_flight.clone().into(), &mut out);
             }
             handed = log.hand_over().filter(|_| !by_takeover || steps <= stop_after);
             if handed.is_none() {

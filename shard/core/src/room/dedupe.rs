@@ -13,7 +13,7 @@ use std::collections::VecDeque;
 use std::hash::{Hash, Hasher};
 
 use banyan_proto::codes::Code;
-use banyan_proto::id::{Seq, UnixMs, UserId};
+use banyan_proto::id::{Seq, UnixMs};
 use banyan_proto::plant::{self, Bug};
 use banyan_proto::v1;
 use banyan_storage::{Range, ReadLimit, Row};
@@ -214,11 +214,9 @@ pub(super) fn entry_of(seed: u64, event: &v1::Event) -> Option<(u128, Entry)> {
 
 impl Room {
     /// The answer to a send whose id the window knows.
-    pub(super) fn known(&self, sender: &UserId, send: &v1::Send) -> Option<Say> {
-        let state = self.state.as_deref()?;
-        let seed = self.seed;
-        let entry = state.window.get(key_of(seed, sender.as_str(), &send.client_msg_id))?;
-        Some(entry.twin(body_of_send(seed, send)))
+    pub(super) fn known(&self, key: u128, send: &v1::Send) -> Option<Say> {
+        let entry = self.state.as_deref()?.window.get(key)?;
+        Some(entry.twin(body_of_send(self.seed, send)))
     }
 
     /// Whether the log may hold a twin that the window does not know: then the send waits, or is refused, and `None`

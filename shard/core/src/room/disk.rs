@@ -24,12 +24,12 @@ impl Disk {
     pub(super) fn write(&mut self, write: &Write) {
         match write {
             Write::Record(record) => {
-                let there = self.records.entry(record.id).or_insert_with(|| record.clone());
-                assert_eq!(there, record, "a segment got a second record");
+                let there = self.records.entry(record.id).or_insert_with(|| (**record).clone());
+                assert_eq!(*there, **record, "a segment got a second record");
             }
             Write::Rows { segment, bucket, rows } => {
                 assert!(self.records.contains_key(segment), "rows of a segment without a record");
-                for row in rows {
+                for row in rows.iter() {
                     let there =
                         self.rows.entry((*segment, row.seq)).or_insert_with(|| (*bucket, row.clone()));
                     assert_eq!(*there, (*bucket, row.clone()), "a seq got a second content");

@@ -11,6 +11,7 @@ use banyan_proto::link::{LinkId, Person, Ticket};
 use banyan_proto::plant::{self, Bug};
 use banyan_proto::v1;
 use banyan_storage::{Derived, MemberRow, RoomRow, Row};
+use smallvec::SmallVec;
 
 use super::dedupe::Entry;
 use super::{Now, Op, Say, State};
@@ -31,11 +32,11 @@ pub(super) struct Draft {
     pub(super) members: Vec<MemberRow>,
     /// How many are members as the batch leaves it.
     pub(super) members_now: u64,
-    /// Ids of the sends in it.
-    pub(super) keys: Vec<(u128, Entry)>,
+    /// Ids of the sends in it. Most batches are one send.
+    pub(super) keys: SmallVec<[(u128, Entry); 1]>,
     /// Ids of the sends that it refuses when it is durable: a try that comes until then is refused with them.
     pub(super) refused: Vec<(u128, v1::Error)>,
-    pub(super) replies: Vec<Reply>,
+    pub(super) replies: SmallVec<[Reply; 1]>,
     pub(super) notices: Vec<Notice>,
     /// Name, kind or visibility changed: every member is told.
     pub(super) changed: bool,
@@ -99,9 +100,9 @@ impl Draft {
     }
 
     /// Takes out the replies of commands that came at or before `late_ms`.
-    pub(super) fn expire(&mut self, late_ms: u64) -> Vec<Reply> {
+    pub(super) fn expire(&mut self, late_ms: u64) -> SmallVec<[Reply; 1]> {
         if self.oldest_ms.is_none_or(|oldest| oldest > late_ms) {
-            return Vec::new();
+            return SmallVec::new();
         }
         let (expired, waiting) =
             std::mem::take(&mut self.replies).into_iter().partition(|reply| reply.arrived_ms <= late_ms);
@@ -166,7 +167,7 @@ impl Draft {
     }
 
     /// As the log keeps it.
-    pub(super) fn rows(&self, derived: Option<&Derived>) -> Vec<Row> {
+    pub(super) fn rows(&self, derived: Option<&Derived>) -> Arc<[Row]> {
         let last = self.head;
         let row = |event: &Arc<LoggedEvent>| Row {
             seq: event.seq(),

@@ -88,9 +88,9 @@ impl Room {
         &mut self,
         now: Now,
         out: &mut Vec<Action>,
-        act: impl FnOnce(&mut Log, &mut Vec<log::Action>),
+        act: impl FnOnce(&mut Log, &mut log::Actions),
     ) {
-        let mut told = Vec::new();
+        let mut told = log::Actions::new();
         act(&mut self.log, &mut told);
         for action in told {
             self.log_asks(now, action, out);

@@ -100,7 +100,7 @@ fn what_is_not_as_it_was_said_is_opened_in_full() {
     let first = above.records.values().next().unwrap().clone();
     let id = banyan_proto::id::SegmentId { epoch: Epoch(0), part: banyan_proto::id::Part(9) };
     let record = SegmentRecord { id, first_seq: Seq(7), n_before: 5, prev: Some(first.id), ..first };
-    above.write(&Write::Record(record));
+    above.write(&Write::Record(record.into()));
     for disk in [stored(RoomKind::Group, false, 5), beyond, above] {
         let mut bench = Bench::on("r", Config::default(), disk, TENURE, Start::Cold);
         let told = bench.call(1, "bob", RoomCommand::Subscribe) + &bench.flush();

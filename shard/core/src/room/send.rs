@@ -20,11 +20,11 @@ impl Room {
         {
             return self.settle(draft, &op, Say::Error(Box::new(error)), out);
         }
-        if let Some(known) = self.known(&op.call.caller.user, send) {
-            return self.say(op.link, op.call.ticket, &op.call.caller.user, known, out);
-        }
         let seed = self.seed;
         let key = dedupe::key_of(seed, op.call.caller.user.as_str(), &send.client_msg_id);
+        if let Some(known) = self.known(key, send) {
+            return self.say(op.link, op.call.ticket, &op.call.caller.user, known, out);
+        }
         let body = dedupe::body_of_send(seed, send);
         if let Some((_, twin)) = draft.keys.iter().find(|(other, _)| *other == key) {
             // The first try is in this very batch: both are told when it is durable.
@@ -103,12 +103,8 @@ impl Room {
 
 impl Room {
     /// A try of a send that the batch in flight refuses is refused with it.
-    pub(super) fn joins_refusal(&mut self, op: &Op) -> bool {
-        let RoomCommand::Send(send) = &op.call.command else { return false };
-        let Some(batch) = self.in_flight.as_deref_mut().filter(|batch| !batch.refused.is_empty()) else {
-            return false;
-        };
-        let key = dedupe::key_of(self.seed, op.call.caller.user.as_str(), &send.client_msg_id);
+    pub(super) fn joins_refusal(&mut self, op: &Op, key: u128) -> bool {
+        let Some(batch) = self.in_flight.as_deref_mut() else { return false };
         let Some((_, error)) = batch.refused.iter().find(|(other, _)| *other == key) else {
             return false;
         };

@@ -258,7 +258,7 @@ fn tell(action: &Action) -> String {
         Action::Write { write: Write::Said(_), .. } => unreachable!("rooms do not write this"),
         Action::Write { write: Write::Rows { rows, .. }, .. } => {
             let mut text = "append".to_owned();
-            for row in rows {
+            for row in rows.iter() {
                 let event = LoggedEvent::decode(row.event.clone(), row.origin).unwrap();
                 assert_eq!((event.seq(), event.event.n), (row.seq, row.n));
                 assert!(event.event.room == "r" || event.event.room.starts_with("dm."));
@@ -472,7 +472,7 @@ pub(super) fn stored(kind: RoomKind, public: bool, messages: u64) -> Disk {
         incarnation: Incarnation(0),
         log: LogId(7),
     };
-    disk.write(&Write::Record(record));
+    disk.write(&Write::Record(record.into()));
     let rows = std::iter::once(stored_created(kind, public)).chain((2..=messages + 1).map(stored_message));
     disk.write(&Write::Rows { segment: id, bucket: Bucket(0), rows: rows.collect() });
     let row = RoomRow {

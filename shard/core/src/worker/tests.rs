@@ -28,14 +28,14 @@ impl Store {
         match write {
             Write::Record(record) => {
                 let records = self.segments.entry(room).or_default();
-                let known = records.entry(record.id).or_insert_with(|| record.clone());
-                assert_eq!(*known, record, "a record with two contents");
+                let known = records.entry(record.id).or_insert_with(|| (*record).clone());
+                assert_eq!(*known, *record, "a record with two contents");
             }
             Write::Rows { segment, rows, .. } => {
                 let stored = self.rows.entry((room, segment)).or_default();
-                for row in rows {
+                for row in rows.iter() {
                     let known = stored.entry(row.seq).or_insert_with(|| row.clone());
-                    assert_eq!(*known, row, "a row with two contents");
+                    assert_eq!(known, row, "a row with two contents");
                 }
             }
             Write::Derived(derived) => {
