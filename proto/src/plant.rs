@@ -72,6 +72,7 @@ pub enum Bug {
     GatewayTakesOldRefusal,
     SinceRefreshed,
     RemovalAppliedAtReceipt,
+    /// What a gateway of which all read heads alone is told of members beside the events: by absences, and by heads.
     PassiveMissesRemoval,
     ResumeOffByOne,
     InterestLostAfterOwnerChange,

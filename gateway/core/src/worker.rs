@@ -160,6 +160,8 @@ pub struct Counters {
     pub moved: u64,
     /// What owners of earlier epochs said too late.
     pub stale: u64,
+    /// Absences told to rooms with readers of heads alone whose events had not come.
+    pub absences_ahead: u64,
     pub closed_slow: u64,
     pub closed_no_pong: u64,
     pub closed_no_auth: u64,

@@ -38,6 +38,8 @@ pub(crate) struct Pass {
     pub(crate) marks: Map<(Room, User), Mark>,
     /// What each connection was pushed of a user's marks.
     marks_pushed: Map<(Connection, Room, User), Mark>,
+    /// When each user first asked for a mark of just this seq.
+    marks_asked: Map<(Room, User, Seq), Time>,
     /// When the half of the time for coming back to life is over.
     half: Option<Time>,
     pub(crate) end: Time,
@@ -151,10 +153,16 @@ impl Pass {
                 let of_try = self.invoked(index, on, *room, *message, *since, *content);
                 self.open(index, on, *call, *room, of_try);
             }
+            What::Mark { call, room, delivered, seen } => {
+                let user = self.user(on);
+                for seq in delivered.iter().chain(seen) {
+                    self.marks_asked.entry((*room, user, *seq)).or_insert(record.at);
+                }
+                self.open(index, on, *call, *room, NONE);
+            }
             What::Subscribe { call, room, .. }
             | What::Unsubscribe { call, room }
             | What::History { call, room, .. }
-            | What::Mark { call, room, .. }
             | What::Ask { call, room, .. } => self.open(index, on, *call, *room, NONE),
             What::Sent { call, seq, duplicate, .. } => {
                 if let Some(open) = self.close(on, *call, None) {

@@ -698,6 +698,18 @@ fn i11_a_mark_goes_back() {
 }
 
 #[test]
+fn i11_an_owner_of_the_past_tells_a_mark() {
+    // The change of owner lies within the time that forgives; the higher mark was asked for after it.
+    let slice = ["alice has marks", "alice has lower marks"];
+    planted(Promise::I11, "a mark of user 1 goes back", &slice, |s| {
+        let lower = What::Marks { room: ROOM, user: BOB, delivered: Seq(5), seen: Seq(5) };
+        s.history.faults.clear();
+        s.insert_after("alice has marks", ("alice has lower marks", A, lower));
+        s.history.slots[1].at = Time(s.at("bob marks") as u64 * 1_000_000 + 500_000);
+    });
+}
+
+#[test]
 fn i11_a_reply_is_below_what_was_asked() {
     planted(Promise::I11, "below what was asked for", &["bob marks", "bob has marked"], |s| {
         s.replace("bob has marked", marked(3, 5, 2));

@@ -4,6 +4,7 @@
 //! Always holds: a configuration is checked by its program before it runs; the error is the program's.
 //! Does not: write configurations. Callers put in the ports of [`crate::Ports`].
 
+use crate::directory::Directory;
 use crate::process::{Recipe, START_LIMIT};
 use crate::{Process, tools};
 use anyhow::{Context, ensure};
@@ -13,7 +14,6 @@ use std::net::SocketAddr;
 use std::ops::{Deref, DerefMut};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use tempfile::TempDir;
 use tokio::net::TcpStream;
 
 /// What is to be started.
@@ -50,7 +50,7 @@ impl Builder {
 
     pub async fn start(self) -> anyhow::Result<Balancer> {
         ensure!(!self.listens.is_empty(), "nobody could tell when it is ready: say where it listens");
-        let directory = tempfile::Builder::new().prefix("banyan-balancer-").tempdir()?;
+        let directory = Directory::make("balancer")?;
         let (program, arguments, check) = match self.kind {
             Kind::Haproxy => haproxy_command(&self.configuration, directory.path())?,
             Kind::Nginx => nginx_command(&self.configuration, directory.path())?,
@@ -108,7 +108,7 @@ fn nginx_command(http: &str, directory: &Path) -> anyhow::Result<Commands> {
 pub struct Balancer {
     process: Process,
     listens: Vec<SocketAddr>,
-    _directory: TempDir,
+    _directory: Directory,
 }
 
 impl Deref for Balancer {

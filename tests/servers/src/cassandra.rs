@@ -5,6 +5,7 @@
 //! storage port is the cluster's own).
 //! Does not: make keyspaces. A real server takes its place where [`external`] names one.
 
+use crate::directory::Directory;
 use crate::process::{Recipe, START_LIMIT};
 use crate::proxy::FaultProxy;
 use crate::{Ports, Process, cql, tools};
@@ -15,7 +16,6 @@ use std::fs;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::ops::{Deref, DerefMut};
 use std::path::{Path, PathBuf};
-use tempfile::TempDir;
 
 /// When a write is on disk, relative to its acknowledgement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -106,7 +106,7 @@ impl Builder {
         ensure!(matches!(self.nodes, 1 | 3..=9), "{} nodes: one or three to nine are possible", self.nodes);
         let java = tools::system("java", "default-jre-headless")?;
         let jars = jars(&tools::installed("cassandra/lib")?)?;
-        let directory = tempfile::Builder::new().prefix("banyan-cassandra-").tempdir()?;
+        let directory = Directory::make("cassandra")?;
         let own: Vec<IpAddr> = (1..=self.nodes).map(|n| Ipv4Addr::new(127, 0, 0, n).into()).collect();
         let shown: Vec<IpAddr> = (1..=self.nodes).map(|n| Ipv4Addr::new(127, 0, 1, n).into()).collect();
         let all: Vec<IpAddr> = own.iter().chain(&shown).copied().collect();
@@ -316,7 +316,7 @@ pub struct Cassandra {
     nodes: Vec<Node>,
     /// One before each node, or none.
     proxies: Vec<FaultProxy>,
-    directory: TempDir,
+    directory: Directory,
     _ports: Ports,
 }
 

@@ -5,6 +5,7 @@
 //! Does not: speak gRPC. Readiness and leadership are read from the metrics port, which is plain HTTP also where
 //! clients need TLS.
 
+use crate::directory::Directory;
 use crate::process::{Recipe, START_LIMIT};
 use crate::{Ports, Process, http, tools};
 use anyhow::{Context, bail, ensure};
@@ -14,7 +15,6 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::ops::{Deref, DerefMut};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use tempfile::TempDir;
 
 /// Which etcd.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -98,7 +98,7 @@ impl Builder {
     pub async fn start(self) -> anyhow::Result<Etcd> {
         ensure!(self.members > 0, "a cluster has members");
         let programs = Programs::find(self.release)?;
-        let directory = tempfile::Builder::new().prefix("banyan-etcd-").tempdir()?;
+        let directory = Directory::make("etcd")?;
         let ports = Ports::free(3 * self.members)?;
         let peers: Vec<String> =
             (0..self.members).map(|i| format!("m{i}=http://127.0.0.1:{}", ports.at(3 * i + 1))).collect();
@@ -162,7 +162,7 @@ pub struct Etcd {
     programs: Programs,
     client_arguments: Vec<OsString>,
     tls: Option<Tls>,
-    directory: TempDir,
+    directory: Directory,
     _ports: Ports,
 }
 

@@ -9,6 +9,7 @@
 pub mod balancer;
 pub mod cassandra;
 mod cql;
+mod directory;
 pub mod etcd;
 mod http;
 mod ports;

@@ -2,6 +2,7 @@
 //!
 //! Owns: one server and what it scraped. Does not: read its answers; they are JSON for the caller.
 
+use crate::directory::Directory;
 use crate::process::{Recipe, START_LIMIT};
 use crate::{Ports, Process, http, tools};
 use std::fmt::Write as _;
@@ -9,7 +10,6 @@ use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::ops::{Deref, DerefMut};
 use std::path::Path;
-use tempfile::TempDir;
 
 /// A running server; also all that a [`Process`] can do. It ends with this value.
 #[derive(Debug)]
@@ -17,7 +17,7 @@ pub struct Prometheus {
     process: Process,
     address: SocketAddr,
     _ports: Ports,
-    directory: TempDir,
+    directory: Directory,
 }
 
 impl Deref for Prometheus {
@@ -37,7 +37,7 @@ impl Prometheus {
     /// `configuration` is prometheus.yml; files that it names are given as `(name, text)` and lie beside it.
     pub async fn start(configuration: &str, files: &[(&str, &str)]) -> anyhow::Result<Self> {
         let program = tools::system("prometheus", "prometheus")?;
-        let directory = tempfile::Builder::new().prefix("banyan-prometheus-").tempdir()?;
+        let directory = Directory::make("prometheus")?;
         let ports = Ports::free(1)?;
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, ports.at(0)));
         for (name, text) in files.iter().chain(&[("prometheus.yml", configuration)]) {

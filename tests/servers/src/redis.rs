@@ -2,12 +2,12 @@
 //!
 //! Owns: one server. Does not: speak more of its protocol than `PING`.
 
+use crate::directory::Directory;
 use crate::process::{Recipe, START_LIMIT};
 use crate::{Ports, Process, tools};
 use anyhow::ensure;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::ops::{Deref, DerefMut};
-use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -17,7 +17,7 @@ pub struct Redis {
     process: Process,
     address: SocketAddr,
     _ports: Ports,
-    _directory: TempDir,
+    _directory: Directory,
 }
 
 impl Deref for Redis {
@@ -37,7 +37,7 @@ impl Redis {
     /// `arguments` go to the command line after ours, such as `["--maxmemory", "1mb"]`.
     pub async fn start(arguments: &[&str]) -> anyhow::Result<Self> {
         let program = tools::system("redis-server", "redis-server")?;
-        let directory = tempfile::Builder::new().prefix("banyan-redis-").tempdir()?;
+        let directory = Directory::make("redis")?;
         let ports = Ports::free(1)?;
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, ports.at(0)));
         let port = ports.at(0).to_string();

@@ -10,7 +10,7 @@ use banyan_test_servers::process::{Recipe, START_LIMIT};
 use banyan_test_servers::{Ports, Process};
 use rustix::process::Signal;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -33,7 +33,8 @@ fn banyan() -> anyhow::Result<PathBuf> {
 }
 
 fn file_of_deploy(name: &str) -> anyhow::Result<String> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy").join(name);
+    let root = PathBuf::from(std::env::var_os("CARGO_MANIFEST_DIR").context("run it with cargo")?);
+    let path = root.join("../../deploy").join(name);
     std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))
 }
 

@@ -43,16 +43,19 @@ fn is_zombie(pid: Pid) -> bool {
 
 async fn parent() -> anyhow::Result<()> {
     let directory = tempfile::tempdir()?;
-    // Started by a thread that ends at once: the child must not end with it.
+    // Asked for by a thread that ends: the child must not end with it.
     let place = directory.path().to_owned();
     let process = std::thread::spawn(move || {
-        Process::start(Recipe {
+        let process = Process::start(Recipe {
             name: "sleep".to_owned(),
             program: "/bin/sh".into(),
             arguments: vec!["-c".into(), "exec sleep 1000".into()],
             environment: Vec::new(),
             directory: place,
-        })
+        });
+        // By now the child has asked to be told of its parent's end.
+        std::thread::sleep(Duration::from_millis(500));
+        process
     });
     let mut process = process.join().ok().context("the thread panicked")??;
     tokio::time::sleep(Duration::from_millis(300)).await;

@@ -38,6 +38,11 @@ pub struct Habits {
     pub members: u32,
     pub moves: u32,
     pub switches: u32,
+    /// What the owner of the rooms does beyond its share of `members`. Then it takes people in, and only now and then out:
+    /// most of them are members most of the time.
+    pub governs: u32,
+    /// Subscriptions that take heads only.
+    pub passive: u32,
     /// Sends without `since`.
     pub without_since: u32,
     /// Nothing heard for so long: the connection counts as dead.
@@ -382,7 +387,7 @@ impl Client {
             .collect();
         if !wanting.is_empty() {
             let rooms = wanting.into_iter().map(|room| {
-                let passive = self.random.one_in(4) && !self.finishing;
+                let passive = self.random.chance(self.habits.passive) && !self.finishing;
                 (room, if passive { Mode::Passive } else { Mode::Live })
             });
             let rooms: Vec<_> = rooms.collect();
@@ -425,8 +430,11 @@ impl Client {
             });
         }
         recorder.note(|| {
-            let words: Vec<String> =
-                asked.iter().map(|one| format!("{} after {:?}", one.room, one.after)).collect();
+            let words: Vec<String> = asked
+                .iter()
+                .zip(&rooms)
+                .map(|(one, (_, mode))| format!("{} after {:?} {mode:?}", one.room, one.after))
+                .collect();
             format!("{} subscribes {}", self.name, words.join(", "))
         });
         self.ask(now, Command::Subscribe(v1::Subscribe { rooms: asked }), Open::Subscribe { rooms });
@@ -562,7 +570,7 @@ impl Client {
                 },
             );
             self.ask(now, Command::Mark(v1::Mark { room: name(), delivered, seen }), Open::Mark { room });
-        } else if is(habits.members) {
+        } else if is(habits.members + if self.user == 0 { habits.governs } else { 0 }) {
             self.change_members(now, room, cast, recorder);
         } else if is(habits.moves) {
             let call = self.call();
@@ -602,7 +610,12 @@ impl Client {
                     v1::UpdateRoom { room: name, name: Some(format!("n{}", self.count)), public: None };
                 (Ask::Update, Command::UpdateRoom(command))
             } else {
-                match self.random.below(5) {
+                let draw = match self.habits.governs {
+                    0 => self.random.below(5),
+                    _ if self.random.one_in(7) => 0,
+                    _ => 2,
+                };
+                match draw {
                     0 | 1 => (
                         Ask::Remove(whom),
                         Command::RemoveMember(v1::RemoveMember { room: name, user: them }),
@@ -1106,6 +1119,7 @@ impl Client {
                 );
                 let view = &mut self.views[room];
                 sometimes!(coverage, RemovedLive, view.mode == Some(Mode::Live));
+                sometimes!(coverage, RemovedPassive, view.mode == Some(Mode::Passive));
                 view.mode = None;
                 view.role = 0;
                 view.was_removed = true;

@@ -181,6 +181,8 @@ impl World {
             self.recorder.history.counted.gap_repairs += counters.gaps_repaired;
             sometimes!(self.coverage, Held, counters.held > 0);
             sometimes!(self.coverage, FellToLog, counters.fell_to_log > 0);
+            sometimes!(self.coverage, StaleWords, counters.stale > 0);
+            sometimes!(self.coverage, RemovedUnheard, counters.absences_ahead > 0);
         }
     }
 
@@ -425,6 +427,10 @@ impl World {
     pub fn gateway_hears(&mut self, gateway: u8, lane: u8, messages: Vec<FromShard>) {
         for message in messages {
             self.recorder.note(|| format!("  g{gateway} hears {}", words_of(&message)));
+            if let FromShard::Marks { room, epoch, .. } = &message {
+                let known = self.gateways[usize::from(gateway)].routes[usize::from(self.slot_of(room))];
+                sometimes!(self.coverage, StaleMarks, known.is_some_and(|known| *epoch < known.epoch));
+            }
             if lane == 1 {
                 self.backend_hears(gateway, message);
             } else if let Some((worker, now)) = self.worker(gateway, 5) {
@@ -462,6 +468,10 @@ impl World {
             }
             None => {}
         }
+    }
+
+    fn slot_of(&self, room: &RoomId) -> u16 {
+        slot_of(room.as_str(), SlotCount::DEFAULT).0 & (self.plan.slots as u16 - 1)
     }
 
     // ------------------------------------------------------------ sockets
@@ -663,7 +673,7 @@ impl World {
                 self.backend_answered(number, ticket, Answer::Error(Box::new(error)));
                 continue;
             }
-            let slot = slot_of(asked.room.as_str(), SlotCount::DEFAULT).0 & (self.plan.slots as u16 - 1);
+            let slot = self.slot_of(&asked.room);
             let route = self.gateways[usize::from(number)].routes[usize::from(slot)];
             let way = route.and_then(|route| self.way_to(number, route.owner));
             let Some(asked) = self.gateways[usize::from(number)].backend.asked.get_mut(&ticket) else {

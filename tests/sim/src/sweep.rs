@@ -177,7 +177,14 @@ pub fn sweep(options: &Options, progress: &(dyn Fn(u64) + Sync)) -> std::io::Res
             let last = (first + CHUNK).min(options.first + options.seeds);
             let mut sum = Sum::default();
             for seed in first..last {
-                let finished = run_seed(seed, options.modes, options.bug);
+                let mut finished = run_seed(seed, options.modes, options.bug);
+                // What fails without the bug too does not show it.
+                if options.bug.is_some()
+                    && finished.failure.is_some()
+                    && run_seed(seed, options.modes, None).failure.is_some()
+                {
+                    finished.failure = None;
+                }
                 sum.count(seed, &finished);
                 if options.twice && run_seed(seed, options.modes, options.bug).trace != finished.trace {
                     sum.differing.push(seed);

@@ -679,7 +679,8 @@ impl World {
     pub fn client_reads(&mut self, number: u32, most: usize) {
         let now = self.now();
         let Some(tcp) = &mut self.tcps[number as usize] else { return };
-        if !tcp.client_open || tcp.arrived == 0 {
+        // What comes before the upgrade's answer has been seen waits in the socket: a slow reader looks there too.
+        if !tcp.client_open || tcp.arrived == 0 || tcp.number == u32::MAX {
             return;
         }
         let client = usize::from(tcp.client);

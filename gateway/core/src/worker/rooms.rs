@@ -53,6 +53,12 @@ impl Worker {
                     (self.room_ids.get(room.as_str()).copied(), self.user_ids.get(user.as_str()).copied())
                     && self.accepts(now, room, epoch)
                 {
+                    let Some(entry) = self.rooms.get(room) else { return };
+                    let heads_alone = entry.live() == 0 && !entry.passive.is_empty();
+                    self.counters.absences_ahead += u64::from(heads_alone && at > entry.applied);
+                    if heads_alone && plant::is(Bug::PassiveMissesRemoval) {
+                        return;
+                    }
                     // It may be said again to a gateway that has lost its owner: who has come back since was admitted
                     // above it (two changes of one member at one head are never both without an event).
                     self.end_cursors(user, room, at.next(), at);

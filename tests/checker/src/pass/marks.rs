@@ -1,4 +1,7 @@
 //! Receipt marks: they rise, but for the last moment before an owner was lost.
+//!
+//! A mark that was asked for after the last change of owner is known to that owner, or to nobody: if less is told after it,
+//! that is no loss but words of an owner of the past.
 
 use super::{Open, Pass};
 use crate::check::Rules;
@@ -6,7 +9,7 @@ use crate::found::{Found, NONE};
 use crate::history::{Marks, What};
 use crate::id::{Connection, Room, Seq, Time, User};
 use crate::report::Promise;
-use crate::world::World;
+use crate::world::{Map, World};
 
 /// What was told of somebody's marks, and by which records.
 #[derive(Debug, Clone, Copy)]
@@ -44,12 +47,12 @@ impl Mark {
         self.raise(delivered, seen, by);
     }
 
-    /// The record that told more than this, if one did.
-    fn above(&self, delivered: Seq, seen: Seq) -> Option<u32> {
+    /// The mark that was more than this, if one was, and the record that told it.
+    fn above(&self, delivered: Seq, seen: Seq) -> Option<(Seq, u32)> {
         if self.delivered > delivered {
-            Some(self.delivered_by)
+            Some((self.delivered, self.delivered_by))
         } else if self.seen > seen {
-            Some(self.seen_by)
+            Some((self.seen, self.seen_by))
         } else {
             None
         }
@@ -113,8 +116,8 @@ impl Pass {
         }
         let mark = self.marks.entry((room, user)).or_default();
         // What was told while this was being asked may be newer.
-        let fallen = mark.above(marks.delivered, marks.seen).filter(|by| *by < asked);
-        if judge_fall(world, rules, found, index, room, user, fallen) {
+        let fallen = mark.above(marks.delivered, marks.seen).filter(|(_, by)| *by < asked);
+        if judge_fall(world, rules, found, &self.marks_asked, index, (room, user), fallen) {
             mark.set(marks.delivered, marks.seen, index);
         } else {
             mark.raise(marks.delivered, marks.seen, index);
@@ -138,7 +141,7 @@ impl Pass {
         let own = self.user(on) == user;
         let mark = self.marks_pushed.entry((on, room, user)).or_default();
         let fallen = mark.above(delivered, seen).filter(|_| !own);
-        if judge_fall(world, rules, found, index, room, user, fallen) {
+        if judge_fall(world, rules, found, &self.marks_asked, index, (room, user), fallen) {
             mark.set(delivered, seen, index);
         } else {
             mark.raise(delivered, seen, index);
@@ -194,15 +197,20 @@ fn judge_fall(
     world: &World<'_>,
     rules: &Rules,
     found: &mut Found<'_>,
+    asked: &Map<(Room, User, Seq), Time>,
     index: u32,
-    room: Room,
-    user: User,
-    fallen: Option<u32>,
+    (room, user): (Room, User),
+    fallen: Option<(Seq, u32)>,
 ) -> bool {
-    let Some(by) = fallen else { return false };
+    let Some((mark, by)) = fallen else { return false };
     let at = |record: u32| world.history.records[record as usize].at;
     let told: Time = at(by);
-    let from = Time(told.0.saturating_sub(rules.marks_lost_us));
+    // Who sends has seen what it sent, and who joins what was there: these marks nobody asks for.
+    let own = world.room(room).and_then(|room| room.row(mark)).is_none_or(|row| {
+        row.event.sender == user || row.event.kind.concerns(row.event.sender) == Some(user)
+    });
+    let asked = asked.get(&(room, user, mark)).filter(|_| !own).copied().unwrap_or_default();
+    let from = Time(told.0.saturating_sub(rules.marks_lost_us)).max(asked);
     if world.may_have_forgotten(room, from, at(index)) {
         return true;
     }

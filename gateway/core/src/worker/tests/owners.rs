@@ -641,6 +641,23 @@ fn readers_of_heads_learn_of_removals() {
 }
 
 #[test]
+fn readers_of_heads_are_told_of_absences_before_their_events() {
+    let mut w = World::new();
+    w.room("r", &["ann", "bob"], 2);
+    let c = w.json("bob");
+    w.passive(c, "r");
+    assert_eq!(w.read(c).len(), 1, "only that it is subscribed");
+    // The event was dropped by a full link, what is said of it beside was not.
+    let (room, epoch) = (RoomId::parse("r").unwrap(), w.owner.epoch("r"));
+    let user = UserId::parse("bob").unwrap();
+    w.worker.shard_said(w.now, FromShard::Left { room, epoch, user, at: Seq(3) });
+    w.run();
+    assert_eq!(w.read(c), ["unsubscribed r 123"]);
+    assert_eq!(w.worker.counters().absences_ahead, 1);
+    w.end();
+}
+
+#[test]
 fn heads_alone_need_no_page() {
     let mut w = World::new();
     w.room("r", &["ann"], 2);
