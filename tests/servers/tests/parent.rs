@@ -1,6 +1,7 @@
 //! Servers end with the process that started them, also when it is killed.
 //!
 //! Owns: a parent that is this very test in another process. Does not: need a real server; a shell will do.
+#![cfg(target_os = "linux")] // other systems have no parent-death signal: children end with their handles
 
 use anyhow::Context;
 use banyan_test_servers::process::{Process, Recipe};
