@@ -389,6 +389,7 @@ impl Identity {
             roles: self.entry.roles.clone(),
             links: self.links,
             release: self.entry.release.clone(),
+            wire: banyan_proto::wire::VERSION,
         }
     }
 }

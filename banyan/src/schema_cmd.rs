@@ -89,7 +89,6 @@ pub(crate) async fn connect(config: &Config, patience: Option<Duration>) -> Resu
     let options = Options {
         data_centre: Some(scylla.datacenter.clone()),
         login: scylla.user.clone().zip(scylla.password.0.clone()),
-        tls_ca: scylla.ca.clone(),
         start_deadline: patience,
         ..Options::new(scylla.nodes.clone(), &scylla.keyspace)
     };
