@@ -24,7 +24,7 @@ KUBERNETES = "1.31"
 
 # Whether `banyan serve` knows the flags of cluster nodes. They come with the cluster's release; until then command
 # lines are checked without them. A binary that knows them while this is False is a failure: switch it on.
-CLUSTER_FLAGS = False
+CLUSTER_FLAGS = True
 
 # What comes with those flags: taken out of command lines and environments while CLUSTER_FLAGS is False.
 LATER_FLAGS = {"--roles", "--etcd", "--scylla", "--peer-listen", "--advertise", "--cluster", "--peer-ca", "--peer-cert", "--peer-key"}
