@@ -6,7 +6,6 @@
 
 mod fresh;
 mod licences;
-mod protoc_check;
 mod run;
 mod stages;
 mod terminal;
@@ -53,8 +52,6 @@ enum Task {
     Bench(Rest),
     /// Checks allowed licences, banned crates and sources of all dependencies against deny.toml
     Licences,
-    /// Builds a crate with etcd-client from / without protoc, as docs/decisions/0002-protoc.md promises
-    ProtocCheck,
 }
 
 #[derive(Debug, Args)]
@@ -138,7 +135,6 @@ fn start(task: Task) -> anyhow::Result<bool> {
             println!("{counted} packages: licences, bans and sources are as deny.toml allows");
             Ok(true)
         }
-        Task::ProtocCheck => protoc_check::run(&workspace).map(|()| true),
     }
 }
 
