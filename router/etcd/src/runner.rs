@@ -13,13 +13,13 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use banyan_proto::id::SlotId;
-use banyan_router::node::{Action, End, Input, KeptAlive, Node, TargetOutcome, Watched};
+use banyan_router::node::{Account, Action, End, Input, KeptAlive, Node, TargetOutcome, Watched};
 use banyan_router::node_key::NodeEntry;
 use banyan_router::slot::SlotCount;
 use banyan_router::slot_owner::{self, CasOutcome, Failed};
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
@@ -103,10 +103,18 @@ impl Shared {
 #[error("the run is over")]
 pub struct Over;
 
+/// What is said to a run.
+#[derive(Debug)]
+enum Said {
+    Input(Input),
+    /// Somebody asks why a slot is (not) served.
+    Account(SlotId, oneshot::Sender<Option<Account>>),
+}
+
 /// How others speak to a run. Clones are alike.
 #[derive(Debug, Clone)]
 pub struct RunnerHandle {
-    inputs: mpsc::Sender<Input>,
+    inbox: mpsc::Sender<Said>,
     shared: Arc<Shared>,
     view: watch::Receiver<View>,
 }
@@ -115,16 +123,23 @@ impl RunnerHandle {
     /// What peers, workers and people say: `Refused`, `ReadyAsked`, `Ready`, `Drain`, and of slots `StatePassed` and
     /// `Drained`. Waits while the inbox is full.
     pub async fn input(&self, input: Input) -> Result<(), Over> {
-        self.inputs.send(input).await.map_err(|_| Over)
+        self.inbox.send(Said::Input(input)).await.map_err(|_| Over)
     }
 
     /// The same for who must not wait: `false` if the inbox is full. Not for what is said only once.
     pub fn try_input(&self, input: Input) -> Result<bool, Over> {
-        match self.inputs.try_send(input) {
+        match self.inbox.try_send(Said::Input(input)) {
             Ok(()) => Ok(true),
             Err(mpsc::error::TrySendError::Full(_)) => Ok(false),
             Err(mpsc::error::TrySendError::Closed(_)) => Err(Over),
         }
+    }
+
+    /// Why a slot is (not) served by this run, for people. `None`: there is no such slot, or the run is over.
+    pub async fn account(&self, slot: SlotId) -> Option<Account> {
+        let (answer, asked) = oneshot::channel();
+        self.inbox.send(Said::Account(slot, answer)).await.ok()?;
+        asked.await.ok().flatten()
     }
 
     /// A worker has ticked: an atomic store, as often as it likes.
@@ -164,7 +179,7 @@ pub struct Runner {
     surroundings: Arc<dyn Surroundings>,
     limits: Limits,
     shared: Arc<Shared>,
-    inputs: mpsc::Receiver<Input>,
+    inbox: mpsc::Receiver<Said>,
     requests: JoinSet<Answer>,
     /// Under way, without those that wait for nobody.
     counted: usize,
@@ -210,7 +225,7 @@ enum Woken {
     Signal,
     Answer(Answer),
     Watch(Event),
-    Input(Input),
+    Said(Said),
 }
 
 impl Runner {
@@ -223,7 +238,7 @@ impl Runner {
         surroundings: Arc<dyn Surroundings>,
         limits: Limits,
     ) -> (Self, RunnerHandle) {
-        let (sender, inputs) = mpsc::channel(limits.inbox.max(1));
+        let (sender, inbox) = mpsc::channel(limits.inbox.max(1));
         let shared = Arc::new(Shared {
             began: Instant::now(),
             ticked: (0..workers).map(|_| AtomicU64::new(0)).collect(),
@@ -244,14 +259,14 @@ impl Runner {
             lease: None,
         };
         let view = watch::Sender::new(next_view.clone());
-        let handle = RunnerHandle { inputs: sender, shared: Arc::clone(&shared), view: view.subscribe() };
+        let handle = RunnerHandle { inbox: sender, shared: Arc::clone(&shared), view: view.subscribe() };
         let runner = Self {
             node,
             coordination,
             surroundings,
             limits,
             shared,
-            inputs,
+            inbox,
             requests: JoinSet::new(),
             counted: 0,
             waiting: VecDeque::new(),
@@ -292,7 +307,7 @@ impl Runner {
                     },
                 },
                 Some(event) = events.recv() => Woken::Watch(event),
-                Some(input) = self.inputs.recv() => Woken::Input(input),
+                Some(said) = self.inbox.recv() => Woken::Said(said),
             };
             self.note_ticks();
             match woken {
@@ -307,7 +322,11 @@ impl Runner {
                 }
                 Woken::Answer(answer) => self.answered(answer),
                 Woken::Watch(event) => self.watched(event),
-                Woken::Input(input) => self.feed(input),
+                Woken::Said(Said::Input(input)) => self.feed(input),
+                Woken::Said(Said::Account(slot, answer)) => {
+                    // Who asked may have gone.
+                    answer.send(self.node.account(self.shared.now_ms(), slot)).ok();
+                }
             }
         }
     }
@@ -795,6 +814,38 @@ mod tests {
             store.set_reach(Reach::Up);
             until(&run, "it is up", |view| view.standing == Standing::Up && view.fresh).await;
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_slow_etcd_delays_and_an_overly_slow_one_is_as_good_as_gone() {
+        let (store, ring, ground) = ground();
+        store.slow_down(Duration::from_millis(600));
+        let run = start(&ring, &ground, &peer("a", 1), entry(1));
+        until_serving(&ground, &[&run], "it owns all").await;
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        assert_eq!(run.view().standing, Standing::Up, "the lease is kept");
+        store.slow_down(Duration::from_secs(10));
+        store.break_watches();
+        until(&run, "it is degraded", |view| view.standing == Standing::Degraded).await;
+        assert_eq!(run.view().serving, 64, "it serves on");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn it_says_what_a_slot_waits_for() {
+        let (_, ring, ground) = ground();
+        let a = start(&ring, &ground, &peer("a", 1), entry(1));
+        until_serving(&ground, &[&a], "it owns all").await;
+        let b = start(&ring, &ground, &peer("b", 2), entry(2));
+        until_serving(&ground, &[&a, &b], "both own half").await;
+        let elsewhere =
+            b.view().slots.iter().find_map(|(slot, key)| (key?.owner == a.me.node).then_some(slot));
+        let account = b.handle.account(elsewhere.unwrap()).await.unwrap();
+        assert_eq!(account.wanted, Some(node("a")), "{account}");
+        assert_eq!(b.handle.account(SlotId(u16::MAX)).await, None);
+        b.handle.fenced();
+        let handle = b.handle.clone();
+        b.end().await;
+        assert_eq!(handle.account(SlotId(0)).await, None);
     }
 
     #[tokio::test(start_paused = true)]
