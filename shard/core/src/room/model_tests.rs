@@ -545,7 +545,10 @@ impl<'a> World<'a> {
         let start = match self.room.hand_over() {
             Some(handed) if state => {
                 count(&self.cover.handed_with_state);
-                Start::Passed(Box::new(handed))
+                // Between nodes it travels as bytes.
+                let arrived = HandedRoom::decode(&handed.encode()).unwrap();
+                assert_eq!(arrived, handed);
+                Start::Passed(Box::new(arrived))
             }
             Some(_) => {
                 count(&self.cover.handed_without);
