@@ -84,6 +84,11 @@ impl Link {
         &self.peer
     }
 
+    /// The very same connection.
+    pub fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.peer, &other.peer)
+    }
+
     pub fn is_up(&self) -> bool {
         !self.over.is_cancelled()
     }
