@@ -529,7 +529,7 @@ impl Upkeep {
             .filter_map(|(incarnation, peer)| Some((*incarnation, peer.link.clone()?)))
             .collect();
         // A peer that is the same may have come back over another link.
-        let same = |(one, other): (&Link, &Link)| std::ptr::eq(one.peer(), other.peer());
+        let same = |(one, other): (&Link, &Link)| one.is(other);
         let same = peers.keys().eq(table.peers.keys()) && peers.values().zip(table.peers.values()).all(same);
         if routes.is_empty() && same {
             return;

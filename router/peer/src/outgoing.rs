@@ -84,6 +84,11 @@ impl Link {
         &self.peer
     }
 
+    /// The very same connection.
+    pub fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.peer, &other.peer)
+    }
+
     pub fn is_up(&self) -> bool {
         !self.over.is_cancelled()
     }
@@ -449,14 +454,20 @@ fn cut(status: &Status, ended: &Ended) -> Why {
     if let Some(why) = Why::of_status(status) {
         return why;
     }
+    if let Some(why) = ended.get() {
+        return why.clone();
+    }
+    // The socket has not ended: HTTP/2 gave it up. As if cut, when no ping was answered; else for what it was sent.
     let mut source = status.source();
     while let Some(error) = source {
-        if error.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_timeout) {
+        let silent = error.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_timeout)
+            || error.downcast_ref::<h2::Error>().is_some_and(h2::Error::is_io);
+        if silent {
             return Why::Timeout;
         }
         source = error.source();
     }
-    ended.get().cloned().unwrap_or_else(|| Why::Protocol(status.to_string()))
+    Why::Protocol(status.to_string())
 }
 
 /// What goes out by the live stream.

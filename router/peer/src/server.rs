@@ -18,7 +18,6 @@ use std::time::Duration;
 use banyan_proto::id::Incarnation;
 use banyan_proto::link::{FromShard, LinkId, ToShard};
 use banyan_proto::wire::{FRAME_MAX, Handed, NodeMessage};
-use futures_util::FutureExt as _;
 use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
@@ -278,14 +277,15 @@ async fn connection(
             std::future::pending::<()>().await;
         }
     };
-    tokio::select! {
-        () = &mut serving => {}
-        () = no_hello => connection.end(Why::Timeout),
-        () = renamed => {
-            connection.end(Why::Goodbye("the process goes on as another run of its node".to_owned()));
-        }
+    let why = tokio::select! {
+        () = &mut serving => None,
+        () = no_hello => Some(Why::Timeout),
+        () = renamed => Some(Why::Goodbye("the process goes on as another run of its node".to_owned())),
+    };
+    if let Some(why) = why {
+        connection.end(why);
+        serving.await;
     }
-    serving.await;
     connection.stop.cancel();
     connection.tasks.close();
     connection.tasks.wait().await;
@@ -329,8 +329,6 @@ fn serve(connection: Arc<Connection>, socket: Watched) -> impl Future<Output = (
             tracing::debug!(%from, %error, "a connection of a node has ended");
         }
     }
-    // Polled again after its end by the one who waits for it.
-    .fuse()
 }
 
 async fn call(connection: Arc<Connection>, request: Request<Incoming>) -> Response<Body> {

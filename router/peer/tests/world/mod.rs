@@ -239,7 +239,12 @@ impl Owner {
     /// In good order; the process stays.
     pub(crate) async fn stop(&self) {
         self.stop.cancel();
-        wait(&self.changed, "the end", || self.over.as_ref().unwrap().is_finished().then_some(())).await;
+        let over = async {
+            while !self.over.as_ref().unwrap().is_finished() {
+                sleep(Duration::from_millis(5)).await;
+            }
+        };
+        timeout(LIMIT, over).await.expect("it ends");
     }
 }
 
