@@ -20,7 +20,8 @@ pub struct Options {
     pub write_timeout: Duration,
     /// Of one read, hedge included.
     pub read_timeout: Duration,
-    /// Of a question whether somebody is fenced, hedge included. Nothing is said in the meantime.
+    /// Of a question whether somebody is fenced, hedges included. Nothing is said in the meantime, and a node that gets no answer for two
+    /// seconds leaves: so there are some tries until then.
     pub fence_read_timeout: Duration,
     /// A fence is asked for again, of another node, when there is no answer for so long. Some times a usual quorum read.
     pub fence_hedge_after: Duration,
@@ -52,7 +53,7 @@ impl Options {
             start_deadline: None,
             write_timeout: Duration::from_secs(1),
             read_timeout: Duration::from_secs(2),
-            fence_read_timeout: Duration::from_secs(1),
+            fence_read_timeout: Duration::from_millis(500),
             fence_hedge_after: Duration::from_millis(15),
             hedge_after: Duration::from_millis(100),
             writes_in_flight: 256,
