@@ -1,8 +1,6 @@
 //! `[scylla]`: the store of a cluster.
 
-use std::path::PathBuf;
-
-use super::kind::{Count, Name, OptionalLocation};
+use super::kind::{Count, Name};
 use super::place::{OptionalText, Password, Places, Secret};
 use super::section::section;
 
@@ -22,7 +20,5 @@ section! {
         user: Option<String> = None, OptionalText;
         /// The user's password. Better as the variable BANYAN_SCYLLA__PASSWORD than in a file.
         password: Password = Password::default(), Secret;
-        /// PEM file with the authority that signed the servers' certificates: with it the node talks TLS to them.
-        ca: Option<PathBuf> = None, OptionalLocation;
     }
 }
