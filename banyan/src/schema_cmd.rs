@@ -17,7 +17,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub(crate) fn run(asked: &Schema) -> Result<(), Failure> {
     match asked {
         Schema::Print(settings) => {
-            let config = settings.load()?.config;
+            let config = settings.load_for_command()?.config;
             output::print(&schema::print(&config.scylla.keyspace, &replication(&config)))
         }
         Schema::Apply(settings) => block(apply(settings)),
@@ -33,7 +33,7 @@ fn block<T>(command: impl Future<Output = Result<T, Failure>>) -> Result<T, Fail
 }
 
 async fn apply(settings: &Settings) -> Result<(), Failure> {
-    let config = settings.load()?.config;
+    let config = settings.load_for_command()?.config;
     let server = connect(&config, Some(PATIENCE)).await?;
     let keyspace = &config.scylla.keyspace;
     let Applied { from, to } =
@@ -46,7 +46,7 @@ async fn apply(settings: &Settings) -> Result<(), Failure> {
 }
 
 async fn check(settings: &Settings, as_json: bool) -> Result<(), Failure> {
-    let config = settings.load()?.config;
+    let config = settings.load_for_command()?.config;
     let server = connect(&config, Some(PATIENCE)).await?;
     let findings = server.check().await;
     if as_json {

@@ -115,6 +115,14 @@ impl Config {
         self.accounts.keys_dir.as_ref().unwrap_or(&self.server.data_dir)
     }
 
+    /// What only stands in the way of a server; commands may be told of the store alone.
+    pub(crate) fn cannot_serve(&self) -> Option<&'static str> {
+        let alone = self.cluster.etcd.is_empty() && !self.scylla.nodes.is_empty();
+        alone.then_some(
+            "scylla.nodes without cluster.etcd: two nodes on one store must know of each other; name etcd's servers with --etcd URL,…",
+        )
+    }
+
     /// Whether the node is one of several.
     pub(crate) fn is_cluster(&self) -> bool {
         !self.cluster.etcd.is_empty()
@@ -127,10 +135,6 @@ impl Config {
                 let words =
                     "cluster.roles without cluster.etcd: a node that is alone has every role; name etcd's servers";
                 found.push((&["cluster.roles", "cluster.etcd"], words));
-            }
-            if !scylla.nodes.is_empty() {
-                let words = "scylla.nodes without cluster.etcd: two nodes on one store must know of each other; name etcd's servers";
-                found.push((&["scylla.nodes", "cluster.etcd"], words));
             }
             return;
         }
