@@ -189,8 +189,8 @@ impl Cluster {
         Arc::new(self.board.clone())
     }
 
-    pub(crate) fn serves(&self, backend: Backend) {
-        self.board.serves(backend);
+    pub(crate) async fn serves(&self, backend: Backend) {
+        self.board.serves(backend).await;
     }
 
     /// What a person should look at, if anything.
@@ -200,7 +200,8 @@ impl Cluster {
                 Some("etcd does not answer: rooms are served, none can change its owner".to_owned())
             }
             Status::Run(Standing::Frozen) => Some(
-                "etcd is older than the store: no room changes its owner until `banyan ring recover`".to_owned(),
+                "etcd is older than the store: no room changes its owner until `banyan ring recover`"
+                    .to_owned(),
             ),
             Status::Rejoining | Status::Run(Standing::Starting | Standing::Dead) => {
                 Some("the node was fenced and comes back as another run".to_owned())
@@ -216,7 +217,10 @@ impl Cluster {
     pub(crate) fn failed(&mut self) -> Option<Failure> {
         let failed = *self.status.borrow() == Status::Failed;
         failed.then(|| {
-            Failure::new(Exit::Unavailable, "this node cannot stay in its cluster: the log says why".to_owned())
+            Failure::new(
+                Exit::Unavailable,
+                "this node cannot stay in its cluster: the log says why".to_owned(),
+            )
         })
     }
 
@@ -421,7 +425,7 @@ struct Runs {
 /// The owners of rooms of one run.
 struct Owners {
     handle: Handle,
-    drained: mpsc::UnboundedReceiver<Drained>,
+    drained: mpsc::Receiver<Drained>,
     ended: Vec<oneshot::Receiver<End>>,
     drain: CancellationToken,
 }
@@ -465,7 +469,8 @@ impl Runs {
                 }
                 Why::Dead(_) if self.leaving.is_cancelled() || self.stop.is_cancelled() => return Ok(()),
                 Why::Dead(end) => {
-                    metrics::counter!("banyan_cluster_rejoins_total", "why" => format!("{end:?}")).increment(1);
+                    metrics::counter!("banyan_cluster_rejoins_total", "why" => format!("{end:?}"))
+                        .increment(1);
                     self.status.send_replace(Status::Rejoining);
                     sleep(PAUSE).await;
                     let incarnation = new_incarnation();
@@ -502,7 +507,7 @@ impl Runs {
             runner::Limits::default(),
         );
         *self.run.lock().unwrap_or_else(PoisonError::into_inner) = Some(run.clone());
-        self.board.begun(self.identity.me(incarnation), handle);
+        self.board.begun(self.identity.me(incarnation), handle).await;
 
         let beside = CancellationToken::new();
         let mut tasks = vec![tokio::spawn(follow(run.view(), self.status.clone(), beside.clone()))];
@@ -531,7 +536,7 @@ impl Runs {
             tracing::error!("an owner of rooms is gone");
         }
         over.cancel();
-        self.board.over();
+        self.board.over().await;
         beside.cancel();
         for task in tasks {
             if let Err(error) = task.await {
@@ -543,7 +548,7 @@ impl Runs {
 
     /// Makes the owners of rooms of a run.
     fn owners(&self, incarnation: Incarnation, over: &CancellationToken) -> Owners {
-        let (sender, drained) = mpsc::unbounded_channel();
+        let (sender, drained) = mpsc::channel(self.slots.get() as usize);
         let mut options = self.shard.clone();
         options.incarnation = incarnation;
         options.all_slots = None;
@@ -591,6 +596,9 @@ async fn tick(handle: Handle, run: RunnerHandle, stop: CancellationToken) {
             () = stop.cancelled() => return,
             () = sleep(TICK) => {}
         }
+        if handle.is_stalled() {
+            run.stuck();
+        }
         for (worker, (tick, before)) in (0_u16..).zip(handle.ticks().zip(&mut before)) {
             if std::mem::replace(before, tick) != tick {
                 run.alive(worker);
@@ -601,7 +609,7 @@ async fn tick(handle: Handle, run: RunnerHandle, stop: CancellationToken) {
 
 /// Passes drained slots on to the ring.
 async fn drained(
-    mut drained: mpsc::UnboundedReceiver<Drained>,
+    mut drained: mpsc::Receiver<Drained>,
     around: Arc<Around>,
     run: RunnerHandle,
     stop: CancellationToken,

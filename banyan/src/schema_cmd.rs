@@ -37,7 +37,7 @@ async fn apply(settings: &Settings) -> Result<(), Failure> {
     let server = connect(&config, Some(PATIENCE)).await?;
     let keyspace = &config.scylla.keyspace;
     let Applied { from, to } =
-        server.apply_schema(&replication(&config)).await.map_err(|error| refused(error.into()))?;
+        server.apply_schema(&replication(&config)).await.map_err(|error| refused(&error.into()))?;
     output::print(&match from {
         None => format!("keyspace {keyspace} is made, with schema version {to}\n"),
         Some(from) if from == to => format!("keyspace {keyspace} has schema version {to} already\n"),
@@ -92,11 +92,11 @@ pub(crate) async fn connect(config: &Config, patience: Option<Duration>) -> Resu
         start_deadline: patience,
         ..Options::new(scylla.nodes.clone(), &scylla.keyspace)
     };
-    Server::connect(options, |waiting| tracing::warn!("{waiting}")).await.map_err(refused)
+    Server::connect(options, |waiting| tracing::warn!("{waiting}")).await.map_err(|error| refused(&error))
 }
 
-pub(crate) fn refused(error: ConnectError) -> Failure {
-    let exit = match &error {
+pub(crate) fn refused(error: &ConnectError) -> Failure {
+    let exit = match error {
         ConnectError::NotThere { .. } => Exit::Unavailable,
         ConnectError::Schema(schema::Error::Newer { .. }) => Exit::Io,
         ConnectError::Schema(schema::Error::Cql { .. }) => Exit::Unavailable,

@@ -4,17 +4,17 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use banyan_proto::id::{Epoch, Incarnation, SlotId, Tenure};
+use banyan_proto::wire::{Handed, NodeMessage};
 use banyan_router::node::End;
 use banyan_router::slot_key::{NodeId, OwnerRow, Peer};
 use banyan_router::slot_owner::{Failed, Opening, Why};
 use banyan_router_etcd::Surroundings;
 use banyan_router_etcd::surroundings::Records;
-use banyan_proto::wire::{Handed, NodeMessage};
 use banyan_shard::{Drained, Handle, SlotOrder};
+use banyan_shard_core::room::HandedRoom;
 use banyan_shard_core::worker::SlotOpening;
 use banyan_storage::log_store::SlotOwner;
 use banyan_storage::{Error, LogStore};
-use bytes::Bytes;
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use tokio_util::sync::CancellationToken;
@@ -90,7 +90,10 @@ impl Records for Around {
 
     fn read_owners(&self, slot: SlotId) -> BoxFuture<'static, Result<Vec<OwnerRow>, Failed>> {
         let rows = done("slot_owners", self.store.slot_owners(slot));
-        let row = |SlotOwner { epoch, incarnation, closed }| OwnerRow { tenure: Tenure { epoch, incarnation }, closed };
+        let row = |SlotOwner { epoch, incarnation, closed }| OwnerRow {
+            tenure: Tenure { epoch, incarnation },
+            closed,
+        };
         async move { Ok(rows.await?.into_iter().map(row).collect()) }.boxed()
     }
 
@@ -118,7 +121,7 @@ impl Surroundings for Around {
     fn send_state(&self, slot: SlotId, to: &Peer, epoch: Epoch, complete: bool) {
         let held = self.held();
         let Some(drained) = held.get(&slot) else { return };
-        let rooms = drained.rooms.iter().map(|room| Bytes::from(room.encode())).collect();
+        let rooms = drained.rooms.iter().map(HandedRoom::encode).collect();
         drop(held);
         if !self.board.hand(to, Handed { slot, epoch, complete, rooms }) {
             tracing::debug!(%slot, node = %to.node, "no way for the state of a slot: its rooms are opened from the store");
@@ -155,7 +158,10 @@ impl Surroundings for Around {
     }
 
     fn dead(&self, why: End) {
-        tracing::error!(?why, "this run of the node is over: it drops its rooms and comes back as another run");
+        tracing::error!(
+            ?why,
+            "this run of the node is over: it drops its rooms and comes back as another run"
+        );
         self.over.cancel();
     }
 

@@ -70,13 +70,16 @@ impl Config {
     /// The sections in the order of the example file.
     fn sections(&self) -> [&dyn Section; 11] {
         // Taken apart, so that a section that is forgotten here does not compile.
-        let Self { server, tls, accounts, rooms, limits, gateway, storage, cluster, peer, scylla, log } = self;
+        let Self { server, tls, accounts, rooms, limits, gateway, storage, cluster, peer, scylla, log } =
+            self;
         [server, tls, accounts, rooms, limits, gateway, storage, cluster, peer, scylla, log]
     }
 
     fn section_mut(&mut self, name: &str) -> Option<&mut dyn Section> {
-        let Self { server, tls, accounts, rooms, limits, gateway, storage, cluster, peer, scylla, log } = self;
-        let sections: [&mut dyn Section; 11] = [server, tls, accounts, rooms, limits, gateway, storage, cluster, peer, scylla, log];
+        let Self { server, tls, accounts, rooms, limits, gateway, storage, cluster, peer, scylla, log } =
+            self;
+        let sections: [&mut dyn Section; 11] =
+            [server, tls, accounts, rooms, limits, gateway, storage, cluster, peer, scylla, log];
         sections.into_iter().find(|section| section.name() == name)
     }
 
@@ -132,8 +135,7 @@ impl Config {
         let Self { server, cluster, peer, scylla, .. } = self;
         if cluster.etcd.is_empty() {
             if cluster.roles != Roles::ALL {
-                let words =
-                    "cluster.roles without cluster.etcd: a node that is alone has every role; name etcd's servers";
+                let words = "cluster.roles without cluster.etcd: a node that is alone has every role; name etcd's servers";
                 found.push((&["cluster.roles", "cluster.etcd"], words));
             }
             return;
