@@ -114,6 +114,7 @@ mod tests {
         (504_015, "the same"),
         (504_933, "the same"),
         (500_445, "clients settled while a room was still to be made"),
+        (557, "clients settled while one that is out was still reading what is its own"),
         (503_821, "a send that was owed and refused for good counted as paid"),
     ];
 
