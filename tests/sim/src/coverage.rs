@@ -27,6 +27,7 @@ situations! {
     TakenOverAlive = "takeover from an owner that still runs",
     Fenced = "an owner saw its own fence",
     FencedInFlight = "fenced with something to say",
+    FenceReadLate = "a fence read found nothing, and told it when the fence was there",
     Rejoined = "rejoined under a new incarnation",
     FrozenThroughTakeover = "thawed after its slots were taken",
     HandoffTargetDied = "handoff whose target died",

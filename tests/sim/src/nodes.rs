@@ -446,6 +446,11 @@ impl World {
                     Answer::Read(Reading::Fenced(fenced)) => Ok(fenced),
                     _ => Err(Failed),
                 };
+                sometimes!(
+                    self.coverage,
+                    FenceReadLate,
+                    result == Ok(false) && self.fenced.contains(&self.nodes[usize::from(number)].incarnation)
+                );
                 self.shard(number, Input::FenceRead { read, result });
             }
             (Asked::Register, _) => self.router(number, node::Input::IncarnationRegistered(done)),

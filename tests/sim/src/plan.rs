@@ -313,6 +313,7 @@ impl Plan {
             mute: rate(40),
             refused: rate(20),
             timeout: SECOND,
+            fence_lag: 0,
         };
         let (link_resets, etcd_unknown, watch_lag) = (rate(4), rate(200), rate(200));
         let habits = Habits {
@@ -378,6 +379,7 @@ impl Plan {
             all_members: r.one_in(2),
         };
         plan.unheard(seed);
+        plan.slow_fences(seed);
         // Faults heal by the end of a liveness run, or do not: the world says which.
         let from = SECOND;
         for (number, kind) in KINDS.iter().enumerate() {
@@ -440,6 +442,33 @@ impl Plan {
         }
     }
 
+    /// In a fifth of the seeds, what a fence read has found is told late, and an owner is taken over that goes on serving.
+    ///
+    /// It has lost its lease, and a gateway that sends to it does not learn who came after it. So fence reads that began
+    /// before the fence are answered when others have opened its rooms: what it has stored since is off their chains, and
+    /// none of these reads may let it be said.
+    fn slow_fences(&mut self, seed: u64) {
+        let mut random = Random::new(seed, 97);
+        let r = &mut random;
+        if !r.one_in(5) {
+            return;
+        }
+        self.weather.fence_lag = r.between(50 * MS, 400 * MS);
+        (self.weather.timeout, self.answer_within_ms) = (SECOND, 10_000);
+        self.ttl = SECOND;
+        (self.habits.pace, self.habits.in_flight) = (20 * MS, 16);
+        let mut at = SECOND + r.below(SECOND / 2);
+        while at < self.ends {
+            // Past the end of the lease and what others take to claim.
+            let lasts = self.ttl + r.between(SECOND, 2 * SECOND);
+            let (gateway, node) = (gateway(r, self), node(r, self));
+            for who in [Who::Node(node), Who::Gateway(gateway)] {
+                self.faults.push(Planned { at, lasts, fault: Fault::CutEtcd(who) });
+            }
+            at += lasts + r.exponential(SECOND / 2);
+        }
+    }
+
     /// Rare: once in sixteen seeds etcd comes back from an old snapshot.
     fn restore(&mut self, seed: u64) {
         let mut random = Random::new(seed, 99);
@@ -457,7 +486,7 @@ impl Plan {
     pub fn calm(seed: u64) -> Self {
         let mut plan = Self::new(seed, Mode::Safety);
         plan.faults.clear();
-        plan.weather = Weather { slow: 0, lost: 0, mute: 0, refused: 0, ..plan.weather };
+        plan.weather = Weather { slow: 0, lost: 0, mute: 0, refused: 0, fence_lag: 0, ..plan.weather };
         (plan.link_resets, plan.etcd_unknown, plan.watch_lag, plan.drift) = (0, 0, 0, 0);
         plan
     }
@@ -468,6 +497,7 @@ impl Plan {
         "lost writes",
         "lost answers",
         "refused writes",
+        "slow fence reads",
         "link resets",
         "unknown transactions",
         "lagging watches",
@@ -487,6 +517,7 @@ impl Plan {
             "lost writes" => self.weather.lost = 0,
             "lost answers" => self.weather.mute = 0,
             "refused writes" => self.weather.refused = 0,
+            "slow fence reads" => self.weather.fence_lag = 0,
             "link resets" => self.link_resets = 0,
             "unknown transactions" => self.etcd_unknown = 0,
             "lagging watches" => self.watch_lag = 0,
