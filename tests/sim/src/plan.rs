@@ -190,6 +190,8 @@ pub struct Plan {
     pub link_resets: u32,
     /// Batches on a link before it is full.
     pub link_capacity: usize,
+    /// Pages of pulls travel on a stream of their own, up to so much later. `None`: with all else.
+    pub page_lag: Option<Time>,
     pub tcp_delay: Time,
     pub tcp_buffer: usize,
     /// Etcd: usual delay; per mille of requests with unknown outcome, and of watch events that lag.
@@ -360,6 +362,7 @@ impl Plan {
             link_delay: [100, 500, 3 * MS][r.index(3)],
             link_resets,
             link_capacity: [2, 16, 1_000][r.index(3)],
+            page_lag: None,
             tcp_delay: [100, MS, 20 * MS][r.index(3)],
             tcp_buffer: [600, 4 << 10, 256 << 10][r.index(3)],
             etcd_delay: [500, 2 * MS, 10 * MS][r.index(3)],
@@ -380,6 +383,7 @@ impl Plan {
         };
         plan.unheard(seed);
         plan.slow_fences(seed);
+        plan.slow_pages(seed);
         // Faults heal by the end of a liveness run, or do not: the world says which.
         let from = SECOND;
         for (number, kind) in KINDS.iter().enumerate() {
@@ -469,6 +473,14 @@ impl Plan {
         }
     }
 
+    /// In a third of the seeds pages come on a stream of their own, as on the links between processes.
+    fn slow_pages(&mut self, seed: u64) {
+        let mut random = Random::new(seed, 96);
+        if random.one_in(3) {
+            self.page_lag = Some([0, 2 * MS, 20 * MS, 300 * MS][random.index(4)]);
+        }
+    }
+
     /// Rare: once in sixteen seeds etcd comes back from an old snapshot.
     fn restore(&mut self, seed: u64) {
         let mut random = Random::new(seed, 99);
@@ -498,6 +510,7 @@ impl Plan {
         "lost answers",
         "refused writes",
         "slow fence reads",
+        "pages apart",
         "link resets",
         "unknown transactions",
         "lagging watches",
@@ -518,6 +531,7 @@ impl Plan {
             "lost answers" => self.weather.mute = 0,
             "refused writes" => self.weather.refused = 0,
             "slow fence reads" => self.weather.fence_lag = 0,
+            "pages apart" => self.page_lag = None,
             "link resets" => self.link_resets = 0,
             "unknown transactions" => self.etcd_unknown = 0,
             "lagging watches" => self.watch_lag = 0,
