@@ -10,7 +10,8 @@ use crate::event::LoggedEvent;
 use crate::id::{Epoch, Incarnation, LogId, Origin, RoomId, Seq, SlotId, UserId};
 use crate::v1;
 
-/// One end of a link as shards know it: a gateway worker, or the HTTP part of a gateway.
+/// One end of a link as shards know it: a gateway worker, or the HTTP part of a gateway. Within a run of a shard never used
+/// again for another end, nor for another life of the link: answers may still be on their way to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct LinkId(pub u16);
 
