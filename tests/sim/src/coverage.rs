@@ -73,6 +73,7 @@ situations! {
     Resumed = "a session resumed on another gateway",
     HalfOpen = "a half-open connection was found out",
     LinkReset = "a link was reset with messages on it",
+    AnswerToGone = "something was said to an earlier life of a link",
     PageOvertaken = "a page was overtaken by what was sent after it",
     LinkHalfOpen = "a link cut in one direction was given up",
     MarkKept = "a mark was stated again",

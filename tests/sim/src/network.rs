@@ -7,7 +7,7 @@
 
 use std::collections::VecDeque;
 
-use banyan_proto::link::{FromShard, ToShard};
+use banyan_proto::link::{FromShard, LinkId, ToShard};
 
 use crate::schedule::Time;
 
@@ -78,6 +78,16 @@ impl Link {
             self.owed[way as usize] = 0;
         }
         self.full = [false; 2];
+    }
+
+    /// How the node's worker knows an end of this life: never used again in a run.
+    pub const fn id(&self, gateway: u8, lane: u8) -> LinkId {
+        LinkId(self.life << 4 | (gateway as u32) << 1 | lane as u32)
+    }
+
+    /// Which gateway's end that is, and which of its lanes.
+    pub const fn end_of(link: LinkId) -> (u8, u8) {
+        ((link.0 >> 1 & 7) as u8, (link.0 & 1) as u8)
     }
 
     /// Puts a batch on its way; when it will arrive.

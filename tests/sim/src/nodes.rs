@@ -28,7 +28,7 @@ use banyan_storage::{NotDone, Outcome};
 
 use crate::coordination::{Ask, Key, Tag, Told, Value};
 use crate::etcd::Lease;
-use crate::network::{Batch, Way};
+use crate::network::{Batch, Link, Way};
 use crate::plan::Who;
 use crate::random::Random;
 use crate::recovery::{self, OPERATOR};
@@ -295,6 +295,9 @@ impl World {
         for (node, link, messages) in std::mem::take(&mut self.full) {
             self.shard(node, Input::LinkFull { link, messages });
         }
+        for (node, link) in std::mem::take(&mut self.gone) {
+            self.shard(node, Input::LinkGone(link));
+        }
     }
 
     pub fn node_tick(&mut self, number: u8) {
@@ -497,7 +500,7 @@ impl World {
 
     /// A gateway's worker and its backend are links of their own to the node.
     pub fn node_hears(&mut self, number: u8, gateway: u8, lane: u8, messages: Vec<ToShard>) {
-        let link = LinkId(u32::from(gateway) * 2 + u32::from(lane));
+        let link = self.links[usize::from(self.link_of(gateway, number))].id(gateway, lane);
         for message in messages {
             self.note_question(number, gateway, &message);
             self.shard(number, Input::Link { link, message });
@@ -507,20 +510,23 @@ impl World {
 
     pub fn node_link_gone(&mut self, at: u16) {
         let (gateway, node) = self.ends_of(at);
-        self.links[usize::from(at)].node_end = false;
-        for lane in [0, 1] {
-            self.shard(node, Input::LinkGone(LinkId(u32::from(gateway) * 2 + lane)));
+        let link = &mut self.links[usize::from(at)];
+        link.node_end = false;
+        for link in [0, 1].map(|lane| link.id(gateway, lane)) {
+            self.shard(node, Input::LinkGone(link));
         }
         self.turn(Who::Node(node));
     }
 
     fn send_gateway(&mut self, number: u8, link: LinkId, messages: Vec<FromShard>) {
-        let (gateway, lane) = ((link.0 / 2) as u8, (link.0 % 2) as u8);
+        let (gateway, lane) = Link::end_of(link);
         let at = self.link_of(gateway, number);
         let time = self.now() + self.link_delay();
         let of = &mut self.links[usize::from(at)];
-        if !of.node_end {
-            return;
+        if !of.node_end || of.id(gateway, lane) != link {
+            // Nobody is there, whoever has come since.
+            sometimes!(self.coverage, AnswerToGone, of.node_end);
+            return self.gone.push((number, link));
         }
         if of.waiting(Way::Down) >= self.plan.link_capacity {
             of.full[usize::from(lane)] = true;
@@ -568,7 +574,7 @@ impl World {
             let link = &mut self.links[usize::from(at)];
             if link.node_end && std::mem::replace(&mut link.full[usize::from(lane)], false) {
                 // Told when the node runs: a frozen one sees it later.
-                let id = LinkId(u32::from(gateway) * 2 + u32::from(lane));
+                let id = link.id(gateway, lane);
                 let run = self.nodes[usize::from(node)].process.run;
                 self.schedule.after(10, Event::LinkTook { node, run, link: id });
             }

@@ -243,6 +243,8 @@ pub struct World {
     pub incarnations: BTreeMap<Incarnation, (u8, u32)>,
     /// Batches that a link did not take: given back to their worker when its turn is over.
     pub full: Vec<(u8, LinkId, Vec<FromShard>)>,
+    /// Ends that a worker spoke to and that are gone: told to it as soon.
+    pub gone: Vec<(u8, LinkId)>,
     pub wrong: Option<(Time, String)>,
     /// Gateways that clients are sent to.
     pub gateways_open: Vec<usize>,
@@ -320,6 +322,7 @@ impl World {
             recovery: None,
             incarnations: BTreeMap::new(),
             full: Vec::new(),
+            gone: Vec::new(),
             wrong: None,
             over: false,
             heads_at: 0,
