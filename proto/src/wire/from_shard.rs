@@ -252,7 +252,7 @@ pub fn read_down(frame: &[u8]) -> Result<Down, Error> {
         bound(bytes)?;
         let message = wire::FromShard::decode(bytes)?;
         let ends: Result<Vec<_>, Error> =
-            message.ends.into_iter().map(|end| Ok(LinkId(number("the end of a link", end)?))).collect();
+            message.ends.into_iter().map(|end| Ok(LinkId(number::<u16>("the end of a link", end)?.into()))).collect();
         let known = match message.message {
             Some(kind) => from_wire(kind)?,
             None if message.required => return Err(Error::Newer { what: "message of a shard" }),
@@ -284,7 +284,7 @@ pub fn read_bulk_down(frame: &[u8]) -> Result<Vec<Bulk>, Error> {
             }),
         };
         read.push(Bulk {
-            end: LinkId(number("the end of a link", page.end)?),
+            end: LinkId(number::<u16>("the end of a link", page.end)?.into()),
             after_live: page.after_live,
             page: Page {
                 ticket: Ticket(page.ticket),

@@ -78,7 +78,7 @@ fn read_to_shard(bytes: &[u8], up: &mut Up) -> Result<(), Error> {
         }
     }
     let message = wire::ToShard::decode(bytes)?;
-    let end = LinkId(number("the end of a link", message.end)?);
+    let end = LinkId(number::<u16>("the end of a link", message.end)?.into());
     let Some(kind) = message.message else {
         if message.required {
             return Err(Error::Newer { what: "message to a shard" });
