@@ -1,5 +1,6 @@
 //! Generates the client protocol's types from `banyan/v1/client.proto` with protox (pure Rust: no `protoc` needed)
-//! and gives every field the serde attributes that docs/protocol.md ("JSON") asks for.
+//! and gives every field the serde attributes that docs/protocol.md ("JSON") asks for; and the messages between nodes
+//! from `banyan/node/v1/node.proto`, which have no JSON.
 
 use std::error::Error;
 
@@ -7,6 +8,10 @@ use prost_build::Config;
 use protox::prost_reflect::{Cardinality, FieldDescriptor, Kind, MessageDescriptor};
 
 const PROTO: &str = "banyan/v1/client.proto";
+const NODE_PROTO: &str = "banyan/node/v1/node.proto";
+
+/// What of the schema has JSON.
+const CLIENT_PACKAGE: &str = "banyan.v1";
 
 /// Written by hand in `src/json.rs`: their `oneof` is a key of the same JSON object.
 const FLAT: [&str; 3] = ["ClientFrame", "ServerFrame", "Event"];
@@ -45,13 +50,17 @@ const RAW_JSON: [&str; 2] = ["Send.data", "Message.data"];
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed={PROTO}");
-    let files =
-        protox::Compiler::new(["."])?.include_source_info(true).open_file(PROTO)?.file_descriptor_set();
+    println!("cargo:rerun-if-changed={NODE_PROTO}");
+    let files = protox::Compiler::new(["."])?
+        .include_source_info(true)
+        .include_imports(true)
+        .open_files([PROTO, NODE_PROTO])?
+        .file_descriptor_set();
     let pool = protox::prost_reflect::DescriptorPool::from_file_descriptor_set(files.clone())?;
 
     let mut config = Config::new();
     config.bytes(["."]);
-    for message in pool.all_messages() {
+    for message in pool.all_messages().filter(|message| message.package_name() == CLIENT_PACKAGE) {
         // prost leaves these two out where it cannot tell; none of ours holds a floating-point number. What holds
         // messages in the cores must be comparable and hashable, so that a model checker can tell states apart.
         let lists = |field: &FieldDescriptor| {

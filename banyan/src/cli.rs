@@ -73,6 +73,14 @@ pub(crate) enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// The tables of a cluster's store: print, apply, check
+    #[command(subcommand, after_long_help = SCHEMA_HELP)]
+    Schema(Schema),
+    /// Make certificates with which the nodes of a cluster know each other
+    ///
+    /// Makes the cluster's own authority, if the directory has none, and a certificate for each node. Nothing is overwritten.
+    #[command(after_long_help = GENCERTS_HELP)]
+    Gencerts(Gencerts),
     /// Ask a running node on this machine whether it is ready
     #[command(after_long_help = HEALTHCHECK_HELP)]
     Healthcheck(Healthcheck),
@@ -83,6 +91,7 @@ Examples:
   banyan serve
   banyan serve --listen 0.0.0.0:8000 --data-dir /var/lib/banyan --log-format json
   banyan serve --config /etc/banyan.toml
+  banyan serve --node-id a --etcd http://127.0.0.1:2379 --scylla 127.0.0.1:9042 --peer-listen 127.0.0.1:7001
   BANYAN_LOG__LEVEL=debug banyan serve
 
 Every other setting: banyan genconfig
@@ -131,6 +140,32 @@ Exit codes:
   0   the configuration is good
   64  it is not: each line on standard error is one thing to mend";
 
+const SCHEMA_HELP: &str = "\
+Examples:
+  banyan schema print                                     the CQL, to read or to run by hand
+  banyan schema apply --scylla 10.0.0.1:9042,10.0.0.2:9042
+  banyan schema check --scylla 10.0.0.1:9042 --json       replication, data centre, commit log
+
+Exit codes:
+  0   done; for check: nothing stands in the way
+  1   for check: the store cannot be used as it is
+  64  the command line or the configuration is wrong
+  69  no server answers
+  74  a newer release wrote the schema";
+
+const GENCERTS_HELP: &str = "\
+Each node gets ca.pem, its own NODE.pem and NODE.key: --peer-ca, --peer-cert, --peer-key. ca.key signs further nodes and
+stays with you. A certificate says what its node may do; a gateway's is refused where a shard is expected.
+
+Examples:
+  banyan gencerts --dir certs a b c
+  banyan gencerts --dir certs --roles gateway edge-1 edge-2
+
+Exit codes:
+  0   the files are made
+  64  the command line is wrong
+  74  a file is there already, or cannot be written";
+
 const HEALTHCHECK_HELP: &str = "\
 Asks GET /readyz on the ops port and prints the answer. For container health checks, which have no curl.
 
@@ -170,6 +205,33 @@ pub(crate) struct Settings {
     /// PEM file with its private key (tls.key)
     #[arg(long, value_name = "FILE")]
     tls_key: Option<OsString>,
+    /// Servers of etcd, with commas: this node is one of several (cluster.etcd)
+    #[arg(long, value_name = "URL,…")]
+    etcd: Option<OsString>,
+    /// Servers of ScyllaDB, with commas (scylla.nodes)
+    #[arg(long, value_name = "HOST:PORT,…")]
+    scylla: Option<OsString>,
+    /// What this node of a cluster does: gateway, shard [default: gateway,shard] (cluster.roles)
+    #[arg(long, value_name = "ROLES")]
+    roles: Option<OsString>,
+    /// The cluster's name [default: banyan] (cluster.name)
+    #[arg(long, value_name = "NAME")]
+    cluster: Option<OsString>,
+    /// Where other nodes connect [default: 127.0.0.1:7000] (peer.listen)
+    #[arg(long, value_name = "ADDRESS")]
+    peer_listen: Option<OsString>,
+    /// Where other nodes reach this one, if not at --peer-listen (cluster.advertise)
+    #[arg(long, value_name = "HOST:PORT")]
+    advertise: Option<OsString>,
+    /// PEM file with the cluster's own authority (peer.ca)
+    #[arg(long, value_name = "FILE")]
+    peer_ca: Option<OsString>,
+    /// PEM file with this node's certificate for other nodes (peer.cert)
+    #[arg(long, value_name = "FILE")]
+    peer_cert: Option<OsString>,
+    /// PEM file with its private key (peer.key)
+    #[arg(long, value_name = "FILE")]
+    peer_key: Option<OsString>,
     /// How log lines look: auto, text, json [default: auto] (log.format)
     #[arg(long, value_name = "FORMAT")]
     log_format: Option<OsString>,
@@ -186,6 +248,15 @@ impl Settings {
             ("--signup", "accounts", "signup", &self.signup),
             ("--tls-cert", "tls", "cert", &self.tls_cert),
             ("--tls-key", "tls", "key", &self.tls_key),
+            ("--etcd", "cluster", "etcd", &self.etcd),
+            ("--scylla", "scylla", "nodes", &self.scylla),
+            ("--roles", "cluster", "roles", &self.roles),
+            ("--cluster", "cluster", "name", &self.cluster),
+            ("--peer-listen", "peer", "listen", &self.peer_listen),
+            ("--advertise", "cluster", "advertise", &self.advertise),
+            ("--peer-ca", "peer", "ca", &self.peer_ca),
+            ("--peer-cert", "peer", "cert", &self.peer_cert),
+            ("--peer-key", "peer", "key", &self.peer_key),
             ("--log-format", "log", "format", &self.log_format),
         ]
         .into_iter()
@@ -193,8 +264,17 @@ impl Settings {
         .collect()
     }
 
-    /// The configuration, or everything that is wrong with it.
+    /// The configuration of a server, or everything that is wrong with it.
     pub(crate) fn load(&self) -> Result<config::Loaded, Failure> {
+        let loaded = self.load_for_command()?;
+        match loaded.config.cannot_serve() {
+            Some(words) => Err(Failure::new(Exit::Usage, words)),
+            None => Ok(loaded),
+        }
+    }
+
+    /// The configuration of a command that needs only a part of it.
+    pub(crate) fn load_for_command(&self) -> Result<config::Loaded, Failure> {
         config::load(self.config.as_deref(), std::env::vars_os(), &self.flags()).map_err(
             |config::Problems(lines)| Failure {
                 exit: Exit::Usage,
@@ -202,6 +282,56 @@ impl Settings {
                 hint: Some("`banyan genconfig` prints every setting with its default".to_owned()),
             },
         )
+    }
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Schema {
+    /// Print the CQL of this release's schema
+    Print(Settings),
+    /// Make the keyspace, or bring it to this release's version. One at a time
+    Apply(Settings),
+    /// Look at the servers' settings, and say what is wrong with them
+    Check {
+        #[command(flatten)]
+        settings: Settings,
+        /// As JSON: data_centre, findings [{level, text}]
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Gencerts {
+    /// Names of nodes, as their server.node_id
+    #[arg(value_name = "NODE")]
+    pub(crate) nodes: Vec<String>,
+    /// Where the files are made
+    #[arg(long = "dir", value_name = "DIRECTORY", default_value = "certs")]
+    pub(crate) directory: PathBuf,
+    /// The cluster's name, as its cluster.name
+    #[arg(long, value_name = "NAME", default_value = "banyan")]
+    pub(crate) cluster: String,
+    /// What the nodes may do
+    #[arg(long, value_name = "ROLES", value_delimiter = ',', default_value = "gateway,shard")]
+    pub(crate) roles: Vec<RoleName>,
+    /// How long the nodes' certificates are good
+    #[arg(long, value_name = "DURATION", value_parser = duration, default_value = "365d")]
+    pub(crate) valid: Duration,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum RoleName {
+    Gateway,
+    Shard,
+}
+
+impl RoleName {
+    pub(crate) fn role(self) -> banyan_router::node_key::Role {
+        match self {
+            Self::Gateway => banyan_router::node_key::Role::Gateway,
+            Self::Shard => banyan_router::node_key::Role::Shard,
+        }
     }
 }
 
@@ -309,14 +439,19 @@ mod tests {
             let Some((_, key)) = help.trim_end_matches(')').rsplit_once('(') else { continue };
             let Some((section, key)) = key.split_once('.') else { continue };
             let value = &values[section][key]["value"];
-            assert!(value.is_string(), "{help} names a key");
-            if value != "" {
-                let default = format!("[default: {}]", value.as_str().unwrap_or_default());
+            let value = match value {
+                serde_json::Value::Array(items) => {
+                    items.iter().filter_map(serde_json::Value::as_str).collect::<Vec<_>>().join(",")
+                }
+                value => value.as_str().expect("names a key with a text").to_owned(),
+            };
+            if !value.is_empty() {
+                let default = format!("[default: {value}]");
                 assert!(help.contains(&default), "{help} should say {default}");
             }
             seen += 1;
         }
-        assert_eq!(seen, 8, "every flag but --config names its key");
+        assert_eq!(seen, 17, "every flag but --config names its key");
     }
 
     #[test]

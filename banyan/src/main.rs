@@ -1,6 +1,8 @@
 //! `banyan`: the server and the commands of those who use it.
 
+mod certs_cmd;
 mod cli;
+mod cluster;
 mod config;
 mod data_dir;
 mod failure;
@@ -14,6 +16,7 @@ mod output;
 mod page;
 mod process;
 mod readiness;
+mod schema_cmd;
 mod serve;
 mod telemetry;
 mod token_cmd;
@@ -51,6 +54,8 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Checkconfig { settings, json: true } => {
             output::print(&format!("{:#}\n", config::json(&settings.load()?)))
         }
+        Command::Schema(asked) => schema_cmd::run(&asked),
+        Command::Gencerts(asked) => certs_cmd::run(&asked),
         Command::Healthcheck(asked) => healthcheck::run(asked.address()?, asked.timeout),
     }
 }

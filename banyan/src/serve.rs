@@ -60,14 +60,22 @@ fn start(config: &mut Config, for_people: bool) -> Result<(), Failure> {
 async fn node(config: &Config, metrics: Metrics, for_people: bool) -> Result<(), Failure> {
     let mut signals = Signals::catch()?;
     let ops_listener = bind(config.server.ops_listen, "--ops-listen").await?;
-    let mut node = Node::start(config).await?;
-    let addresses = Addresses { clients: node.clients, ops: local(&ops_listener)? };
+    let ops_address = local(&ops_listener)?;
 
+    // Before the node: it may have to wait for the servers that it needs, and whoever looks sees that it starts.
     let readiness = Readiness::starting();
     let stop = CancellationToken::new();
     let ops = Ops { readiness: readiness.clone(), metrics: metrics.clone() };
     let mut ops_port = tokio::spawn(ops::run(ops_listener, ops, stop.clone()));
     let upkeep = tokio::spawn(upkeep(metrics, stop.clone()));
+    let mut node = tokio::select! {
+        node = Node::start(config) => node?,
+        name = signals.next() => {
+            tracing::info!(signal = name, "stopped before it was ready");
+            return Ok(());
+        }
+    };
+    let addresses = Addresses { clients: node.clients, ops: ops_address };
 
     readiness.set(State::Ready);
     announce(config, &addresses, for_people)?;
@@ -177,13 +185,16 @@ fn local(listener: &TcpListener) -> Result<SocketAddr, Failure> {
 
 /// Where the node listens, with the ports that the system chose for port 0.
 struct Addresses {
-    clients: SocketAddr,
+    clients: Option<SocketAddr>,
     ops: SocketAddr,
 }
 
 /// Says where to open the page.
 fn announce(config: &Config, addresses: &Addresses, for_people: bool) -> Result<(), Failure> {
-    let url = page(addresses.clients, config.tls.cert.is_some());
+    let url = match addresses.clients {
+        Some(address) => page(address, config.tls.cert.is_some()),
+        None => "none: this node is no gateway".to_owned(),
+    };
     let ops = page(addresses.ops, false);
     if !for_people {
         let (version, node, data_dir) =
@@ -191,9 +202,12 @@ fn announce(config: &Config, addresses: &Addresses, for_people: bool) -> Result<
         tracing::info!(version, node, url, ops, %data_dir, "ready");
         return Ok(());
     }
-    let data = config.server.data_dir.display();
+    let data = match config.is_cluster() {
+        false => format!("Data       {}", config.server.data_dir.display()),
+        true => format!("Cluster    {}, as {}", config.cluster.name, config.server.node_id),
+    };
     output::print(&format!(
-        "\n  Banyan is ready.\n\n  Chat       {url}\n  Health     {ops}readyz\n  Data       {data}\n\n  Ctrl-C stops it.\n\n"
+        "\n  Banyan is ready.\n\n  Chat       {url}\n  Health     {ops}readyz\n  {data}\n\n  Ctrl-C stops it.\n\n"
     ))
 }
 

@@ -32,7 +32,7 @@ pub(crate) fn gentoken(asked: &Gentoken) -> Result<(), Failure> {
         return Err(Failure::new(Exit::Usage, "--lifetime: must be 1s or more"));
     }
     let now = clock::unix_ms();
-    let keys = keys(Keys::load_or_create(&config.server.data_dir, Algorithm::default(), now))?;
+    let keys = keys(Keys::load_or_create(config.keys_dir(), Algorithm::default(), now))?;
     // One line at a time: a million tokens need no memory.
     output::print_all(users.map(|user| line(&keys, &user?, name.as_deref(), lifetime, now, asked.json)))
 }
@@ -85,7 +85,7 @@ pub(crate) fn checktoken(asked: &Checktoken) -> Result<(), Failure> {
         Some(token) if token != "-" => token.to_owned(),
         Some(_) | None => read_token(io::stdin())?,
     };
-    let claims = check(&asked.keys.load()?.config.server.data_dir, token.trim())?;
+    let claims = check(asked.keys.load()?.config.keys_dir(), token.trim())?;
     print(&if asked.json { as_json(&claims) } else { as_text(&claims) })
 }
 

@@ -2,7 +2,8 @@
 //! WebSocket connections ask rarely (`rooms`, `find_user`, `create_room`, `add_members`).
 //!
 //! Owns: one link to the shards; which ticket belongs to which question. Always holds: every question is answered once,
-//! by its answer, or by 108 at its deadline or when the link is gone; one that was not taken is asked again; at most `in_flight` are open, the next is 112.
+//! by its answer, or by 108 at its deadline, when the server stops, or when its owner is lost and it may have changed
+//! something; one that was not taken, or that changes nothing, is asked again; at most `in_flight` are open, the next is 112.
 //! Does not: know HTTP or WebSocket, count sends against a rate, or subscribe to anything (what a shard pushes to this
 //! link is dropped).
 
@@ -35,23 +36,21 @@ const AGAIN: Duration = Duration::from_millis(10);
 /// Pages of a user's rooms that one `rooms` reads at most where all of a page have just been left.
 const EMPTY_PAGES_MAX: usize = 8;
 
-/// The way to the owners. Both return the batch where the owner's queue is full or gone.
+/// The way to the owners.
 pub trait Shards: Send + Sync + fmt::Debug + 'static {
-    /// To the owner of this room.
-    fn to_room(&self, room: &RoomId, batch: ToShardBatch) -> Result<(), ToShardBatch>;
+    /// To the owner of this room. Says over which link it went: [`Backend::link_lost`] names it.
+    fn to_room(&self, room: &RoomId, batch: ToShardBatch) -> Result<u16, NotSent>;
     /// To the owner of this user's channel.
-    fn to_user(&self, user: &UserId, batch: ToShardBatch) -> Result<(), ToShardBatch>;
+    fn to_user(&self, user: &UserId, batch: ToShardBatch) -> Result<u16, NotSent>;
 }
 
-/// The shard of this process.
-impl Shards for banyan_shard::Handle {
-    fn to_room(&self, room: &RoomId, batch: ToShardBatch) -> Result<(), ToShardBatch> {
-        self.try_send(self.worker_of(room.as_str()), batch)
-    }
-
-    fn to_user(&self, user: &UserId, batch: ToShardBatch) -> Result<(), ToShardBatch> {
-        self.try_send(self.worker_of_user(user.as_str()), batch)
-    }
+/// Nobody has got it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NotSent {
+    /// The queue of the owner, or the way to it, is full.
+    Full,
+    /// The slot has no owner now, or there is no way to it.
+    NoOwner,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -80,7 +79,7 @@ struct Inner {
     accounts: Service,
     next_ticket: AtomicU64,
     /// None: the link is gone.
-    open: Mutex<Option<HashMap<Ticket, oneshot::Sender<Said>>>>,
+    open: Mutex<Option<HashMap<Ticket, Open>>>,
     in_flight: Gauge,
     overloaded: Counter,
     late: Counter,
@@ -92,12 +91,21 @@ impl fmt::Debug for Inner {
     }
 }
 
+#[derive(Debug)]
+struct Open {
+    said: oneshot::Sender<Said>,
+    /// Over which it was sent.
+    link: u16,
+}
+
 /// What came of a question.
 #[derive(Debug)]
 enum Said {
     Answer(Answer),
     /// Whoever was asked does not own the slot (yet), and has done nothing.
     Moved,
+    /// Whoever was asked is out of reach. What it has done nobody can say.
+    Lost,
 }
 
 #[derive(Debug, Clone)]
@@ -105,6 +113,31 @@ enum Said {
 enum Question {
     Room { room: RoomId, person: Person, origin: Origin, command: RoomCommand },
     UserRooms { user: UserId, after: Option<RoomId>, limit: u32 },
+}
+
+impl Question {
+    /// Asking it twice is asking it once.
+    fn may_repeat(&self) -> bool {
+        match self {
+            Self::UserRooms { .. } => true,
+            Self::Room { command, .. } => match command {
+                // The owner knows it by its id.
+                RoomCommand::Send(_)
+                | RoomCommand::Mark { .. }
+                | RoomCommand::History { .. }
+                | RoomCommand::Members { .. }
+                | RoomCommand::Summary
+                | RoomCommand::Subscribe => true,
+                RoomCommand::Create { .. }
+                | RoomCommand::Update { .. }
+                | RoomCommand::Join
+                | RoomCommand::Leave
+                | RoomCommand::Add { .. }
+                | RoomCommand::Remove { .. }
+                | RoomCommand::SetRole { .. } => false,
+            },
+        }
+    }
 }
 
 /// A question on its way. Dropping it forgets it: its answer will be thrown away.
@@ -132,7 +165,11 @@ impl Asked {
             match timeout_at(deadline, &mut self.said).await {
                 Ok(Ok(Said::Answer(Answer::Error(error)))) => return Err(*error),
                 Ok(Ok(Said::Answer(answer))) => return Ok(answer),
-                Ok(Ok(Said::Moved)) => {
+                Ok(Ok(Said::Lost)) if !self.question.may_repeat() => {
+                    let words = "the room's owner is lost; it may have done what was asked";
+                    return Err(Code::Unavailable.error_retry_after(words, RETRY_MS));
+                }
+                Ok(Ok(Said::Moved | Said::Lost)) => {
                     tokio::time::sleep_until(deadline.min(Instant::now() + AGAIN)).await;
                     self = self.backend.ask(self.question.clone())?;
                 }
@@ -177,14 +214,14 @@ impl Backend {
                 match message {
                     FromShard::Moved { ticket, .. } => {
                         if let Some(asked) = ticket.and_then(|ticket| open.remove(&ticket)) {
-                            asked.send(Said::Moved).ok();
+                            asked.said.send(Said::Moved).ok();
                         }
                     }
                     // Whatever its epoch: a question is asked again only where nobody has taken it.
                     FromShard::Answer { ticket, answer, .. } => {
                         if let Some(asked) = open.remove(&ticket) {
                             // Whoever asked may have gone.
-                            asked.send(Said::Answer(answer)).ok();
+                            asked.said.send(Said::Answer(answer)).ok();
                         }
                     }
                     // Nothing was subscribed to here.
@@ -330,29 +367,49 @@ impl Backend {
         self.ask(Question::Room { room: room.clone(), person: person.clone(), origin, command })
     }
 
-    /// Notes a ticket, then sends: the answer may come before this returns.
     fn ask(&self, question: Question) -> Result<Asked, v1::Error> {
         let ticket = Ticket(self.0.next_ticket.fetch_add(1, Ordering::Relaxed));
         let (sender, said) = oneshot::channel();
         {
+            // Held while it is sent: an answer, or the loss of the link, comes after it was noted.
             let mut open = self.open();
             let open = open.as_mut().ok_or_else(link_gone)?;
-            if open.len() >= self.0.options.in_flight {
-                self.0.overloaded.increment(1);
-                return Err(overloaded());
+            let sent = if open.len() < self.0.options.in_flight {
+                self.send(ticket, question.clone())
+            } else {
+                Err(NotSent::Full)
+            };
+            match sent {
+                Ok(link) => {
+                    open.insert(ticket, Open { said: sender, link });
+                }
+                // Tried again until there is one.
+                Err(NotSent::NoOwner) => drop(sender.send(Said::Moved)),
+                Err(NotSent::Full) => {
+                    self.0.overloaded.increment(1);
+                    return Err(overloaded());
+                }
             }
-            open.insert(ticket, sender);
             self.0.in_flight.set(open.len() as f64);
         }
-        let asked = Asked { backend: self.clone(), question, ticket, said };
-        if self.send(ticket, asked.question.clone()).is_err() {
-            self.0.overloaded.increment(1);
-            return Err(overloaded());
-        }
-        Ok(asked)
+        Ok(Asked { backend: self.clone(), question, ticket, said })
     }
 
-    fn send(&self, ticket: Ticket, question: Question) -> Result<(), ToShardBatch> {
+    /// Nothing comes over this link any more; what has come was handed to [`Backend::run`]'s inbox before. Questions that
+    /// wait for an answer over it are asked again where that changes nothing, and are 108 otherwise.
+    pub fn link_lost(&self, link: u16) {
+        let mut open = self.open();
+        let Some(open) = open.as_mut() else { return };
+        let lost: Vec<Ticket> =
+            open.iter().filter(|(_, open)| open.link == link).map(|(ticket, _)| *ticket).collect();
+        for ticket in lost {
+            if let Some(asked) = open.remove(&ticket) {
+                asked.said.send(Said::Lost).ok();
+            }
+        }
+    }
+
+    fn send(&self, ticket: Ticket, question: Question) -> Result<u16, NotSent> {
         match question {
             Question::Room { room, person: caller, origin, command } => {
                 let call = Box::new(RoomCall { ticket, caller, origin, command });
@@ -374,7 +431,7 @@ impl Backend {
         Instant::now() + self.0.options.deadline
     }
 
-    fn open(&self) -> MutexGuard<'_, Option<HashMap<Ticket, oneshot::Sender<Said>>>> {
+    fn open(&self) -> MutexGuard<'_, Option<HashMap<Ticket, Open>>> {
         self.0.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

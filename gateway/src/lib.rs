@@ -11,5 +11,6 @@ pub mod clock;
 pub mod handover;
 pub mod http;
 pub mod listener;
+pub mod local;
 pub mod tls;
 pub mod worker;

@@ -12,6 +12,7 @@ mod metrics;
 mod socket;
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
@@ -23,7 +24,7 @@ use banyan_gateway_core::slab::{Key, Slab};
 use banyan_gateway_core::worker::{Effect, Now};
 use banyan_gateway_core::{Worker as Core, worker};
 use banyan_proto::codes::Close;
-use banyan_proto::id::{Epoch, SlotId};
+use banyan_proto::id::{Epoch, Incarnation, SlotId};
 use banyan_proto::link::{FromShard, LinkId, ToShardBatch};
 use banyan_proto::v1;
 use banyan_proto::v1::server_frame::Body;
@@ -81,6 +82,12 @@ pub enum Control {
     Revoked(Revocation),
     /// Revocations were missed: nobody's token is known to hold any more.
     RevocationsMissed,
+    /// There is a way over a link that had none.
+    Way { link: u16, way: Arc<dyn Way> },
+    /// Nothing comes or goes over a link any more. What came of it before stands in the inbox already.
+    LinkLost { link: u16 },
+    /// Who owns slots now.
+    Routes(Arc<[Route]>),
 }
 
 /// A connection that is not for a worker.
@@ -132,8 +139,6 @@ pub struct Options {
 #[derive(Debug)]
 pub struct Deps {
     pub link: LinkId,
-    /// One queue for each shard worker: the links, by number.
-    pub shards: Vec<mpsc::Sender<ToShardBatch>>,
     pub routes: Routes,
     pub inbox: mpsc::Receiver<Vec<FromShard>>,
     pub control: mpsc::Receiver<Control>,
@@ -144,28 +149,43 @@ pub struct Deps {
     pub http: mpsc::Sender<Handover>,
 }
 
-/// Which shard worker owns which slot. In one process that is said once, and for ever.
-#[derive(Debug, Clone, Copy)]
+/// The way to the owners of slots.
+#[derive(Debug, Clone)]
 pub struct Routes {
     /// How many slots there are, a power of two.
     pub slots: u32,
-    /// The slot of a room; of a user's channel by the name `~` + user.
+    /// The slot of a room, of 65,536; of a user's channel by the name `~` + user.
     pub slot_of: fn(&str) -> u16,
-    /// The worker of a slot, among so many.
-    pub worker_of: fn(SlotId, usize) -> usize,
-    /// Of the ownership of every slot.
-    pub epoch: Epoch,
+    /// How many links there can be.
+    pub links: usize,
+    /// Links, by number, that lead somewhere from the start.
+    pub ways: Vec<Arc<dyn Way>>,
+    /// What is known from the start; more comes as [`Control::Routes`].
+    pub known: Arc<[Route]>,
+    /// Who wants to know of owners that the table does not have. Full: a gateway asks again.
+    pub unknown_owners: Option<mpsc::Sender<UnknownOwner>>,
 }
 
-impl Routes {
-    fn tell(&self, core: &mut Core, now: Now, shards: usize) {
-        for slot in 0..self.slots {
-            // At most 65,536.
-            let slot = SlotId(slot as u16);
-            let link = u16::try_from((self.worker_of)(slot, shards)).ok();
-            core.route_changed(now, slot, self.epoch, link);
-        }
-    }
+/// Takes what goes to the owners behind one link.
+pub trait Way: Send + Sync + fmt::Debug + 'static {
+    /// Gives the batch back where there is no room for it, or nobody to take it.
+    fn offer(&self, batch: ToShardBatch) -> Result<(), ToShardBatch>;
+}
+
+/// The owner of a slot, and the link to it. `None`: there is no owner, or no way to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Route {
+    pub slot: SlotId,
+    pub epoch: Epoch,
+    pub link: Option<u16>,
+}
+
+/// A shard has named an owner that this worker has no link to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct UnknownOwner {
+    pub slot: SlotId,
+    pub epoch: Epoch,
+    pub owner: Incarnation,
 }
 
 #[derive(Debug)]
@@ -173,6 +193,8 @@ pub struct Worker {
     core: Core,
     options: Options,
     number: usize,
+    /// By link. Ends with the last link that has led anywhere.
+    ways: Vec<Option<Arc<dyn Way>>>,
     deps: Deps,
     poll: AsyncFd<Poll>,
     registry: Registry,
@@ -206,12 +228,16 @@ impl Worker {
         let mut listener = mio::net::TcpListener::from_std(listener);
         listener.register(&registry, LISTENER, Interest::READABLE)?;
         let now = Now { ms: 1, unix: unix_ms() };
-        let (shards, routes) = (deps.shards.len(), deps.routes);
-        let mut core = Core::new(options.core.clone(), shards, routes.slots, routes.slot_of, now);
-        routes.tell(&mut core, now, shards);
+        let routes = &deps.routes;
+        let mut core = Core::new(options.core.clone(), routes.links, routes.slots, routes.slot_of, now);
+        for route in &*routes.known {
+            core.route_changed(now, route.slot, route.epoch, route.link);
+        }
+        let ways = routes.ways.iter().cloned().map(Some).collect();
         Ok(Self {
             core,
             number,
+            ways,
             deps,
             poll: watched(poll)?,
             registry,
@@ -648,6 +674,13 @@ impl Worker {
             }
             // A thousand revocations came while this thread did not run once. Everybody comes back with their token.
             Control::RevocationsMissed => self.core.close_all(now, Close::ServerError, "please reconnect"),
+            Control::Way { link, way } => self.way(link, Some(way)),
+            Control::LinkLost { link } => self.link_lost(now, link),
+            Control::Routes(routes) => {
+                for route in &*routes {
+                    self.core.route_changed(now, route.slot, route.epoch, route.link);
+                }
+            }
         }
     }
 
@@ -696,14 +729,11 @@ impl Worker {
                     }
                     Effect::Resume { connection } => self.read(now, connection),
                     Effect::Drop { connection } => self.drop_socket(now, connection),
-                    // One process owns every slot under one epoch: there is nobody else to look for.
                     Effect::Moved { slot, epoch, owner } => {
-                        tracing::warn!(
-                            slot = slot.0,
-                            epoch = epoch.0,
-                            ?owner,
-                            "an owner that the table does not know"
-                        );
+                        if let (Some(owner), Some(unknown)) = (owner, &self.deps.routes.unknown_owners) {
+                            // What does not fit is said again by whoever is asked next.
+                            unknown.try_send(UnknownOwner { slot, epoch, owner }).ok();
+                        }
                     }
                 }
             }
@@ -723,21 +753,43 @@ impl Worker {
         self.let_go(now, socket);
     }
 
-    /// Gives each shard worker what waits for it. What its queue has no room for stays here, in order; what stays is
-    /// bounded by the commands in flight.
+    /// Gives each link what waits for it. What it has no room for stays here, in order; what stays is bounded by the
+    /// commands in flight.
     fn hand_over(&mut self) {
         self.shard_full = false;
-        for (shard, messages) in self.deps.shards.iter().zip(self.core.shard_queues()) {
+        for (way, messages) in self.ways.iter().zip(self.core.shard_queues()) {
+            let Some(way) = way else { continue };
             if messages.is_empty() {
                 continue;
             }
-            match shard.try_reserve() {
-                Ok(permit) => {
-                    permit.send(ToShardBatch { link: self.deps.link, messages: std::mem::take(messages) });
-                }
-                Err(_) => self.shard_full = true,
+            let batch = ToShardBatch { link: self.deps.link, messages: std::mem::take(messages) };
+            if let Err(batch) = way.offer(batch) {
+                *messages = batch.messages;
+                self.shard_full = true;
             }
         }
+    }
+
+    fn way(&mut self, link: u16, way: Option<Arc<dyn Way>>) {
+        let at = usize::from(link);
+        if at >= self.deps.routes.links {
+            return;
+        }
+        if self.ways.len() <= at {
+            self.ways.resize(at + 1, None);
+        }
+        self.ways[at] = way;
+    }
+
+    fn link_lost(&mut self, now: Now, link: u16) {
+        // What its owners have said stands in the inbox, and is true.
+        while let Ok(batch) = self.deps.inbox.try_recv() {
+            for message in batch {
+                self.core.shard_said(now, message);
+            }
+        }
+        self.way(link, None);
+        self.core.link_lost(now, link);
     }
 
     fn drain(&mut self, now: Now, state: Draining) -> Draining {

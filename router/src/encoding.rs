@@ -8,7 +8,9 @@ use std::collections::BTreeMap;
 use banyan_proto::id::{Epoch, Incarnation, SlotId, Tenure};
 use serde::{Deserialize, Serialize};
 
+use crate::meta::{ClusterId, Founding, Meta};
 use crate::node_key::{NodeEntry, Role, State};
+use crate::slot::SlotCount;
 use crate::slot_key::{NodeId, SlotKey};
 use crate::slot_owner::Why;
 use crate::target::{Member, Target};
@@ -34,6 +36,8 @@ pub enum Key {
     Target,
     /// There: no ownership may change.
     Frozen,
+    /// What the cluster was founded with: written once.
+    Meta,
 }
 
 impl Key {
@@ -44,6 +48,7 @@ impl Key {
             Self::Node(node) => format!("nodes/{node}"),
             Self::Target => "target".to_owned(),
             Self::Frozen => "frozen".to_owned(),
+            Self::Meta => "meta".to_owned(),
         }
     }
 
@@ -55,6 +60,7 @@ impl Key {
             Some(_) => return None,
             None if name == "target" => Self::Target,
             None if name == "frozen" => Self::Frozen,
+            None if name == "meta" => Self::Meta,
             None => return None,
         };
         // One name per key: `slots/07` is not ours.
@@ -84,10 +90,14 @@ fn node_id(text: &str) -> Result<NodeId, Error> {
     NodeId::parse(text).map_err(|error| Error::Invalid(error.to_string()))
 }
 
-fn incarnation(text: &str) -> Result<Incarnation, Error> {
+/// 32 hexadecimal digits.
+fn hex_128(text: &str) -> Option<u128> {
     let plain = text.len() == 32 && text.bytes().all(|b| b.is_ascii_hexdigit());
-    let number = u128::from_str_radix(text, 16).ok().filter(|_| plain);
-    let number = number.ok_or_else(|| Error::Invalid(format!("not an incarnation: {text:?}")))?;
+    u128::from_str_radix(text, 16).ok().filter(|_| plain)
+}
+
+fn incarnation(text: &str) -> Result<Incarnation, Error> {
+    let number = hex_128(text).ok_or_else(|| Error::Invalid(format!("not an incarnation: {text:?}")))?;
     Ok(Incarnation(number))
 }
 
@@ -226,17 +236,36 @@ pub fn decode_target(value: &[u8]) -> Result<Target, Error> {
 
 // ---------------------------------------------------------------- frozen
 
-#[derive(Serialize)]
+/// Who has frozen ownership, and why.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Frozen {
+    /// A node found that etcd was set back.
+    SetBack { slot: SlotId, by: NodeId, why: Why },
+    /// `banyan ring recover` is under way.
+    Recover,
+}
+
+#[derive(Serialize, Deserialize)]
 struct FrozenJson {
     v: u32,
-    slot: u16,
-    by: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    slot: Option<u16>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    by: Option<String>,
     why: String,
 }
 
 /// For people: that the key is there is all that matters.
-pub fn encode_frozen(slot: SlotId, by: &NodeId, why: Why) -> Vec<u8> {
-    let why = match why {
+pub fn encode_frozen(frozen: &Frozen) -> Vec<u8> {
+    let (slot, by, why) = match frozen {
+        Frozen::SetBack { slot, by, why } => (Some(slot.0), Some(by.to_string()), text_of(*why)),
+        Frozen::Recover => (None, None, "banyan ring recover is under way".to_owned()),
+    };
+    write(&FrozenJson { v: VERSION, slot, by, why })
+}
+
+fn text_of(why: Why) -> String {
+    match why {
         Why::OtherOwner(row) => format!(
             "the store knows {} as owner of this slot at epoch {}: etcd was restored; run: banyan ring recover",
             row.tenure.incarnation, row.tenure.epoch
@@ -244,14 +273,55 @@ pub fn encode_frozen(slot: SlotId, by: &NodeId, why: Why) -> Vec<u8> {
         Why::SetBack { served } => format!(
             "this slot was at epoch {served} before and is below it now: etcd was restored; run: banyan ring recover"
         ),
+    }
+}
+
+/// The reason as a sentence for people, whoever wrote it.
+pub fn frozen_reason(value: &[u8]) -> String {
+    let Ok(json) = serde_json::from_slice::<FrozenJson>(value) else {
+        return String::from_utf8_lossy(value).into_owned();
     };
-    write(&FrozenJson { v: VERSION, slot: slot.0, by: by.to_string(), why })
+    match (json.slot, json.by) {
+        (Some(slot), Some(by)) => format!("slot {slot}, found by node {by}: {}", json.why),
+        _ => json.why,
+    }
+}
+
+// ---------------------------------------------------------------- meta
+
+#[derive(Serialize, Deserialize)]
+struct MetaJson {
+    v: u32,
+    cluster: String,
+    slots: u32,
+    data_center: String,
+    keyspace: String,
+    replication: u16,
+}
+
+pub fn encode_meta(meta: &Meta) -> Vec<u8> {
+    write(&MetaJson {
+        v: VERSION,
+        cluster: meta.cluster.to_string(),
+        slots: meta.founding.slots.get(),
+        data_center: meta.founding.data_center.clone(),
+        keyspace: meta.founding.keyspace.clone(),
+        replication: meta.founding.replication,
+    })
+}
+
+pub fn decode_meta(value: &[u8]) -> Result<Meta, Error> {
+    let json: MetaJson = read(value)?;
+    let cluster = hex_128(&json.cluster)
+        .ok_or_else(|| Error::Invalid(format!("not the id of a cluster: {:?}", json.cluster)))?;
+    let slots = SlotCount::new(json.slots).map_err(|error| Error::Invalid(error.to_string()))?;
+    let MetaJson { data_center, keyspace, replication, .. } = json;
+    Ok(Meta { cluster: ClusterId(cluster), founding: Founding { slots, data_center, keyspace, replication } })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::slot::SlotCount;
     use crate::slot_key::OwnerRow;
     use crate::target::solve;
 
@@ -271,12 +341,13 @@ mod tests {
             (Key::Node(id("eu-1")), "nodes/eu-1"),
             (Key::Target, "target"),
             (Key::Frozen, "frozen"),
+            (Key::Meta, "meta"),
         ] {
             assert_eq!(key.name(), name);
             assert_eq!(Key::parse(name), Some(key));
         }
         for other in
-            ["", "slots/", "slots/07", "slots/-1", "slots/65536", "nodes/", "nodes/a b", "target/x", "meta"]
+            ["", "slots/", "slots/07", "slots/-1", "slots/65536", "nodes/", "nodes/a b", "target/x", "metas"]
         {
             assert_eq!(Key::parse(other), None, "{other}");
         }
@@ -334,10 +405,38 @@ mod tests {
     #[test]
     fn a_frozen_ring_says_why() {
         let row = OwnerRow { tenure: Tenure { epoch: Epoch(9), incarnation: Incarnation(2) }, closed: false };
-        assert_eq!(
-            text(encode_frozen(SlotId(7), &id("a"), Why::OtherOwner(row))),
-            r#"{"v":1,"slot":7,"by":"a","why":"the store knows 00000000000000000000000000000002 as owner of this slot at epoch 9: etcd was restored; run: banyan ring recover"}"#
-        );
+        let frozen = Frozen::SetBack { slot: SlotId(7), by: id("a"), why: Why::OtherOwner(row) };
+        let why = "the store knows 00000000000000000000000000000002 as owner of this slot at epoch 9: etcd was restored; run: banyan ring recover";
+        assert_eq!(text(encode_frozen(&frozen)), format!(r#"{{"v":1,"slot":7,"by":"a","why":"{why}"}}"#));
+        assert_eq!(frozen_reason(&encode_frozen(&frozen)), format!("slot 7, found by node a: {why}"));
+        let recover = r#"{"v":1,"why":"banyan ring recover is under way"}"#;
+        assert_eq!(text(encode_frozen(&Frozen::Recover)), recover);
+        assert_eq!(frozen_reason(recover.as_bytes()), "banyan ring recover is under way");
+        // Of a person who knew only the key's name.
+        assert_eq!(frozen_reason(b"maintenance"), "maintenance");
+    }
+
+    #[test]
+    fn what_a_cluster_was_founded_with_is_readable() {
+        let meta = Meta {
+            cluster: ClusterId(0xc1),
+            founding: Founding {
+                slots: SlotCount::DEFAULT,
+                data_center: "eu-west".to_owned(),
+                keyspace: "banyan".to_owned(),
+                replication: 3,
+            },
+        };
+        let want = r#"{"v":1,"cluster":"000000000000000000000000000000c1","slots":4096,"data_center":"eu-west","keyspace":"banyan","replication":3}"#;
+        assert_eq!(text(encode_meta(&meta)), want);
+        assert_eq!(decode_meta(want.as_bytes()).unwrap(), meta);
+        let newer = want.replace(r#""v":1"#, r#""v":1,"zone":"x""#);
+        assert_eq!(decode_meta(newer.as_bytes()).unwrap(), meta);
+        for bad in
+            [want.replace("4096", "4095"), want.replace("c1\"", "c\""), want.replace(r#""v":1"#, r#""v":2"#)]
+        {
+            assert!(decode_meta(bad.as_bytes()).is_err(), "{bad}");
+        }
     }
 
     #[test]

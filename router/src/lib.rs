@@ -9,6 +9,7 @@ pub mod slot_owner;
 pub mod ring;
 pub mod target;
 
+pub mod meta;
 pub mod node;
 pub mod node_key;
 

@@ -23,6 +23,8 @@ pub struct SlotCount(u32);
 
 impl SlotCount {
     pub const DEFAULT: Self = Self(DEFAULT_SLOTS);
+    /// The slot among fewer is the low bits of the slot among so many.
+    pub const MAX: Self = Self(SLOTS_MAX);
 
     pub const fn new(count: u32) -> Result<Self, Error> {
         if count.is_power_of_two() && count <= SLOTS_MAX {

@@ -10,8 +10,8 @@ mod worker;
 mod clock;
 mod metrics;
 
-pub use handle::Handle;
-pub use options::Options;
+pub use handle::{Drained, Handle, SlotOrder};
+pub use options::{Cluster, Elsewhere, Options};
 pub use worker::{End, Worker};
 
 use std::sync::Arc;
@@ -20,8 +20,8 @@ use banyan_proto::link::FromShard;
 use banyan_storage::LogStore;
 use tokio::sync::mpsc;
 
-/// Makes the workers of one process and the way to them. `links[n]` leads to the link with number `n`; each worker is
-/// to be run once ([`Worker::run`]), on a runtime of its own or any other.
+/// Makes the workers of one process and the way to them. `links[n]` leads to the link with number `n`; further ones are
+/// opened while they run ([`Handle::open_link`]); each worker is to be run once ([`Worker::run`]), on a runtime of its own or any other.
 #[expect(clippy::needless_pass_by_value, reason = "the store and the links are handed over to the workers")]
 pub fn build(
     mut options: Options,
@@ -30,9 +30,7 @@ pub fn build(
 ) -> (Handle, Vec<Worker>) {
     options.room.hash_seed = clock::random();
     let options = Arc::new(options);
-    let (senders, inboxes): (Vec<_>, Vec<_>) =
-        (0..options.workers.max(1)).map(|_| mpsc::channel(options.inbox_batches.max(1))).unzip();
-    let handle = Handle::new(senders, options.slots);
+    let (handle, inboxes) = Handle::new(options.workers.max(1), options.inbox_batches.max(1), options.slots);
     let workers = inboxes
         .into_iter()
         .enumerate()

@@ -1,19 +1,28 @@
 //! What a process may set about its shard.
 
+use std::fmt::Debug;
+use std::sync::Arc;
 use std::time::Duration;
 
-use banyan_proto::id::{Epoch, Incarnation, Tenure};
+use banyan_proto::id::{Epoch, Incarnation, SlotId};
+use banyan_proto::link::ToShard;
 use banyan_router::SlotCount;
 use banyan_shard_core::Config;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use crate::handle::Drained;
 
 #[derive(Debug, Clone)]
 pub struct Options {
     /// Workers; slots are dealt to them in turn. One per core.
     pub workers: usize,
     pub slots: SlotCount,
-    /// In whose name every slot is served: an epoch above that of every earlier run, and the incarnation of this one,
-    /// registered in the store. The default is for stores that no other run has seen.
-    pub tenure: Tenure,
+    /// This run of the node, registered in the store. The default is for stores that no other run has seen.
+    pub incarnation: Incarnation,
+    /// One process that owns every slot, always: under this epoch, above that of every earlier run. `None`: the workers
+    /// serve what they are told to ([`crate::Handle::slot`]).
+    pub all_slots: Option<Epoch>,
     /// Bounds of a room. The seed of its hashes is set when the workers are made.
     pub room: Config,
     /// Rooms held open in the process. Above it the longest unused one that nobody listens to is closed; if there is
@@ -28,6 +37,26 @@ pub struct Options {
     pub reads: usize,
     /// Appends under way when the drain begins are waited for so long.
     pub drain_deadline: Duration,
+    /// What the workers of a node among others need beside that. `None`: there are no others.
+    pub cluster: Option<Cluster>,
+}
+
+/// The node around the workers.
+#[derive(Debug, Clone)]
+pub struct Cluster {
+    /// Slots that are drained: room for all that can be ordered to drain at once. What finds none is not told, and its
+    /// drain is given up by who ordered it.
+    pub drained: mpsc::Sender<Drained>,
+    pub elsewhere: Arc<dyn Elsewhere>,
+    /// The run is over: everything is dropped where it stands.
+    pub over: CancellationToken,
+}
+
+/// The way to user channels on other nodes.
+pub trait Elsewhere: Send + Sync + Debug + 'static {
+    /// Passes a push on to the node that owns the slot. Gives it back if that is this one; what there is no way for is
+    /// lost, as pushes may be.
+    fn notify(&self, slot: SlotId, message: ToShard) -> Option<ToShard>;
 }
 
 impl Default for Options {
@@ -35,13 +64,15 @@ impl Default for Options {
         Self {
             workers: 1,
             slots: SlotCount::DEFAULT,
-            tenure: Tenure { epoch: Epoch(1), incarnation: Incarnation(1) },
+            incarnation: Incarnation(1),
+            all_slots: Some(Epoch(1)),
             room: Config::default(),
             open_rooms: 200_000,
             idle: Duration::from_secs(600),
             inbox_batches: 1_024,
             reads: 256,
             drain_deadline: Duration::from_secs(10),
+            cluster: None,
         }
     }
 }

@@ -5,12 +5,12 @@
 //! one batch. A fence read that the store answers at once passes in the same turn.
 //! Does not: decide anything.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::future::pending;
 use std::sync::Arc;
 use std::time::Duration;
 
-use banyan_proto::id::{RoomId, UserId};
+use banyan_proto::id::{RoomId, Tenure, UserId};
 use banyan_proto::link::{FromShard, LinkId, ToShard, ToShardBatch};
 use banyan_shard_core::Now;
 use banyan_shard_core::gate::ReadId;
@@ -27,7 +27,7 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use crate::clock;
-use crate::handle::Handle;
+use crate::handle::{Drained, Handle, Inbox, Message, Order};
 use crate::metrics::Metrics;
 use crate::options::Options;
 
@@ -37,8 +37,10 @@ const INBOX_TURN: usize = 256;
 const DONE_QUEUE: usize = 64;
 /// A full link is tried again after this time if nothing else happens.
 const LINK_RETRY_MS: u64 = 5;
+/// A worker of a node among others has a turn at least so often: half of what the node looks for.
+const TICK_MS: u64 = 100;
 /// The link of what workers say to each other; nothing is ever answered to it.
-const PEER: LinkId = LinkId(u16::MAX);
+const PEER: LinkId = LinkId(u32::MAX);
 
 /// Runs the rooms of its slots.
 pub struct Worker {
@@ -46,8 +48,7 @@ pub struct Worker {
     core: worker::Worker,
     options: Arc<Options>,
     handle: Handle,
-    /// Bound: `inbox_batches`; full: the sender keeps its batch.
-    inbox: mpsc::Receiver<ToShardBatch>,
+    inbox: Inbox,
     store: Arc<dyn LogStore>,
     done_sender: mpsc::Sender<Vec<Completion>>,
     done: mpsc::Receiver<Vec<Completion>>,
@@ -55,8 +56,7 @@ pub struct Worker {
     tasks: JoinSet<Finished>,
     /// Bound: what rooms may have under way, and one for each list of rooms that was asked for (which gateways bound).
     waiting: VecDeque<BoxFuture<'static, Finished>>,
-    /// By number.
-    links: Vec<mpsc::Sender<Vec<FromShard>>>,
+    links: BTreeMap<LinkId, mpsc::Sender<Vec<FromShard>>>,
     /// Links that have not taken their last batch.
     full: Vec<LinkId>,
     metrics: Metrics,
@@ -87,6 +87,8 @@ pub enum End {
     Fenced,
     /// The fence could not be read for too long. The node must leave and come back as another run.
     Stuck,
+    /// The run is over, its node has said ([`crate::Cluster::over`]).
+    Over,
 }
 
 /// What the store has answered.
@@ -103,7 +105,8 @@ enum Event {
     Time,
     Done(Vec<Completion>),
     Finished(Finished),
-    Batch(ToShardBatch),
+    Message(Message),
+    Order(Order),
 }
 
 impl Worker {
@@ -111,7 +114,7 @@ impl Worker {
         index: usize,
         options: Arc<Options>,
         handle: Handle,
-        inbox: mpsc::Receiver<ToShardBatch>,
+        inbox: Inbox,
         store: Arc<dyn LogStore>,
         links: Vec<mpsc::Sender<Vec<FromShard>>>,
     ) -> Self {
@@ -122,7 +125,7 @@ impl Worker {
             index,
             workers,
             slots: options.slots,
-            incarnation: options.tenure.incarnation,
+            incarnation: options.incarnation,
             seed: clock::random(),
             open_rooms: (options.open_rooms / workers).max(1),
             idle_ms: u64::try_from(options.idle.as_millis()).unwrap_or(u64::MAX),
@@ -139,7 +142,7 @@ impl Worker {
             done,
             tasks: JoinSet::new(),
             waiting: VecDeque::new(),
-            links,
+            links: (0..).map(LinkId).zip(links).collect(),
             full: Vec::new(),
             metrics: Metrics::new(index),
             started: Instant::now(),
@@ -160,15 +163,21 @@ impl Worker {
     /// rooms, and returns. Before that it returns only when the node must not go on.
     pub async fn run(mut self, drain: CancellationToken) -> End {
         self.started = Instant::now();
-        for slot in self.handle.slots_of(self.index) {
-            // One process has all of them, always, in the tenure of its run.
-            let serve =
-                Input::Serve { slot, tenure: self.options.tenure, opening: worker::SlotOpening::Full };
-            self.core.handle(self.now, serve, &mut self.outputs);
+        if let Some(epoch) = self.options.all_slots {
+            let tenure = Tenure { epoch, incarnation: self.options.incarnation };
+            for slot in self.handle.slots_of(self.index) {
+                let serve = Input::Serve { slot, tenure, opening: worker::SlotOpening::Full };
+                self.core.handle(self.now, serve, &mut self.outputs);
+            }
         }
+        let over = self.options.cluster.as_ref().map(|cluster| cluster.over.clone()).unwrap_or_default();
         let mut drain_ends: Option<Instant> = None;
         loop {
-            let event = self.next(&drain).await;
+            let event = tokio::select! {
+                biased;
+                () = over.cancelled() => return End::Over,
+                event = self.next(&drain) => event,
+            };
             self.now_at = Instant::now();
             self.now = Now {
                 // Far from overflowing.
@@ -181,11 +190,12 @@ impl Worker {
                 tracing::debug!(worker = self.index, "shard worker drains");
             }
             self.turn(event);
+            self.handle.ticked(self.index, self.now.mono_ms);
             if let Some(end) = self.broken {
                 return end;
             }
             if let Some(ends) = drain_ends {
-                if self.core.is_done() && self.inbox.is_empty() {
+                if self.core.is_done() && self.inbox.messages.is_empty() {
                     return End::Drained;
                 }
                 if self.now_at >= ends {
@@ -211,7 +221,8 @@ impl Worker {
             () = wake => Event::Time,
             Some(done) = self.done.recv() => Event::Done(done),
             Some(finished) = self.tasks.join_next(), if tasks => Event::Finished(join(finished)),
-            Some(batch) = self.inbox.recv() => Event::Batch(batch),
+            Some(order) = self.inbox.orders.recv() => Event::Order(order),
+            Some(message) = self.inbox.messages.recv() => Event::Message(message),
         }
     }
 
@@ -219,7 +230,9 @@ impl Worker {
         let link = (!self.full.is_empty()).then_some(self.now.mono_ms + LINK_RETRY_MS);
         // While draining, look at the deadline now and then.
         let drain = self.draining.then_some(self.now.mono_ms + 100);
-        [self.core.next_deadline(), link, drain].into_iter().flatten().min()
+        // A node among others must see that its workers live.
+        let tick = self.options.cluster.is_some().then_some(self.now.mono_ms + TICK_MS);
+        [self.core.next_deadline(), link, drain, tick].into_iter().flatten().min()
     }
 
     fn turn(&mut self, event: Event) {
@@ -228,7 +241,11 @@ impl Worker {
             Event::Time => {}
             Event::Done(done) => self.completed(&done),
             Event::Finished(finished) => self.finished(finished),
-            Event::Batch(batch) => self.batch(batch),
+            Event::Message(message) => {
+                self.orders();
+                self.message(message);
+            }
+            Event::Order(order) => self.order(order),
         }
         // Everything else that is there.
         while let Ok(done) = self.done.try_recv() {
@@ -237,10 +254,12 @@ impl Worker {
         while let Some(finished) = self.tasks.try_join_next() {
             self.finished(join(finished));
         }
-        self.metrics.inbox_depth.set(self.inbox.len() as f64);
+        self.orders();
+        self.metrics.inbox_depth.set(self.inbox.messages.len() as f64);
         for _ in 0..INBOX_TURN {
-            let Ok(batch) = self.inbox.try_recv() else { break };
-            self.batch(batch);
+            let Ok(message) = self.inbox.messages.try_recv() else { break };
+            self.orders();
+            self.message(message);
         }
         self.try_full_links();
         if self.core.next_deadline().is_some_and(|at| at <= self.now.mono_ms) {
@@ -307,7 +326,7 @@ impl Worker {
             Output::PutMarks { room, marks } => {
                 self.marks.extend(marks.into_iter().map(|(user, marks)| (room.clone(), user, marks)));
             }
-            Output::FenceRead { read } => match self.store.is_fenced(self.options.tenure.incarnation) {
+            Output::FenceRead { read } => match self.store.is_fenced(self.options.incarnation) {
                 Answered::Now(fenced) => {
                     let result = self.fence_result(fenced);
                     self.back.push(Input::FenceRead { read, result });
@@ -319,22 +338,31 @@ impl Worker {
             },
             Output::ToLink { link, messages } => self.hand_to_link(link, messages),
             Output::Notify { user, push } => {
-                let worker = self.handle.worker_of_user(user.as_str());
+                let slot = self.handle.user_slot(user.as_str());
+                let message = ToShard::Notify { user, push };
+                let message = match &self.options.cluster {
+                    None => Some(message),
+                    Some(cluster) => cluster.elsewhere.notify(slot, message),
+                };
+                let Some(message) = message else { return };
+                let worker = self.handle.worker_of_slot(slot);
                 if worker == self.index {
-                    let message = ToShard::Notify { user, push };
                     self.back.push(Input::Link { link: PEER, message });
                 } else {
-                    self.to_peers[worker].push(ToShard::Notify { user, push });
+                    self.to_peers[worker].push(message);
                 }
             }
-            // Nobody else can own a slot of a single process.
-            Output::Drained { slot, .. } => {
-                tracing::error!(
-                    worker = self.index,
-                    slot = slot.0,
-                    "a slot was drained that nobody asked for"
-                );
-            }
+            Output::Drained { slot, drain, tenure, rooms } => match &self.options.cluster {
+                Some(cluster) => {
+                    let drained = Drained { slot, drain, tenure, rooms };
+                    if let Err(TrySendError::Full(_)) = cluster.drained.try_send(drained) {
+                        tracing::error!(worker = self.index, %slot, "nobody takes a drained slot");
+                    }
+                }
+                None => {
+                    tracing::error!(worker = self.index, %slot, "a slot was drained that nobody asked for")
+                }
+            },
             Output::Fenced => {
                 tracing::error!(worker = self.index, "this run of the node has been fenced: it stops");
                 self.broken = Some(End::Fenced);
@@ -372,7 +400,7 @@ impl Worker {
     }
 
     fn hand_to_link(&mut self, link: LinkId, messages: Vec<FromShard>) {
-        let Some(sender) = self.links.get(usize::from(link.0)) else {
+        let Some(sender) = self.link(link) else {
             return self.back.push(Input::LinkGone(link));
         };
         match sender.try_send(messages) {
@@ -388,10 +416,40 @@ impl Worker {
         }
     }
 
+    fn link(&self, link: LinkId) -> Option<&mpsc::Sender<Vec<FromShard>>> {
+        self.links.get(&link)
+    }
+
+    fn message(&mut self, message: Message) {
+        match message {
+            Message::Batch(batch) => self.batch(batch),
+            Message::Gone(link) => {
+                self.links.remove(&link);
+                self.full.retain(|full| *full != link);
+                self.input(Input::LinkGone(link));
+            }
+        }
+    }
+
+    fn orders(&mut self) {
+        while let Ok(order) = self.inbox.orders.try_recv() {
+            self.order(order);
+        }
+    }
+
+    fn order(&mut self, order: Order) {
+        match order {
+            Order::Slot(slot, order) => self.input(order.into_input(slot)),
+            Order::Opened { link, sender } => {
+                self.links.insert(link, sender);
+            }
+        }
+    }
+
     fn try_full_links(&mut self) {
         let mut full = std::mem::take(&mut self.full);
         full.retain(|link| {
-            let sender = self.links.get(usize::from(link.0));
+            let sender = self.link(*link);
             // Of one that is closed the core learns by its next batch.
             let took = sender.is_none_or(|sender| sender.capacity() > 0 || sender.is_closed());
             if took {

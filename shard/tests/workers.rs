@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use banyan_proto::codes::Code;
-use banyan_proto::id::{Epoch, Incarnation, Origin, RoomId, Seq, Tenure, UserId};
+use banyan_proto::id::{Epoch, Incarnation, Origin, RoomId, Seq, UserId};
 use banyan_proto::link::{
     Answer, FromShard, LinkId, Person, RoomCall, RoomCommand, Ticket, ToShard, ToShardBatch,
 };
@@ -75,7 +75,9 @@ impl World {
     }
 
     fn post(&self, worker: usize, link: u16, message: ToShard) {
-        self.handle.try_send(worker, ToShardBatch { link: LinkId(link), messages: vec![message] }).unwrap();
+        self.handle
+            .try_send(worker, ToShardBatch { link: LinkId(link.into()), messages: vec![message] })
+            .unwrap();
     }
 
     fn call(&mut self, link: u16, user: &str, room_id: &str, command: RoomCommand) -> Ticket {
@@ -379,7 +381,7 @@ async fn a_worker_whose_node_was_fenced_says_nothing_more_and_ends() {
         let mut world = World::new(Options::default(), 1, 64);
         world.store.faults().answer_fence_reads_later(later);
         world.ask(0, "alice", "r", create(true, &[])).await;
-        world.store.write_fence(Options::default().tenure.incarnation).await.unwrap();
+        world.store.write_fence(Options::default().incarnation).await.unwrap();
         world.call(0, "alice", "r", text("a", "x"));
         let worker = world.workers.pop().unwrap();
         assert_eq!(timeout(Duration::from_secs(1), worker).await.unwrap().unwrap(), End::Fenced);
@@ -416,8 +418,12 @@ async fn what_was_acked_is_there_after_a_restart_of_the_embedded_store() {
         let store = Arc::new(Embedded::open(at).unwrap());
         let log: Arc<dyn LogStore> = Arc::<Embedded>::clone(&store);
         // Another run: no name of an earlier one is used again.
-        let tenure = Tenure { epoch: Epoch(1 + round), incarnation: Incarnation(1 + u128::from(round)) };
-        let options = Options { workers: 2, tenure, ..Options::default() };
+        let options = Options {
+            workers: 2,
+            incarnation: Incarnation(1 + u128::from(round)),
+            all_slots: Some(Epoch(1 + round)),
+            ..Options::default()
+        };
         let mut world = World::on(log, Memory::new(), options, 1, 64);
         for room_id in ["r1", "r2"] {
             let Answer::Body(made) = world.ask(0, "alice", room_id, create(true, &["bob"])).await else {

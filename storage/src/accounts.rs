@@ -33,7 +33,7 @@ pub struct UserRow {
 
 impl UserRow {
     /// What [`TEXT_MAX`] is about.
-    pub(crate) fn texts(&self) -> [Option<&String>; 4] {
+    pub fn texts(&self) -> [Option<&String>; 4] {
         [Some(&self.name), self.username.as_ref(), self.skeleton.as_ref(), self.password_hash.as_ref()]
     }
 }

@@ -13,7 +13,7 @@
 //! queues of 64 MiB. Measured with the defaults: 1 MB when new, 30 MB after a start that reads a full journal, 155 MB while writing 200,000 rows of
 //! 300 bytes a second.
 
-mod codec;
+pub(crate) mod codec;
 #[cfg(test)]
 mod crash_tests;
 mod directory;

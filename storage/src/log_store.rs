@@ -82,7 +82,7 @@ pub struct RoomWrite {
 
 impl RoomWrite {
     /// About what it holds, for the bounds of queues and commits.
-    pub(crate) fn bytes(&self) -> usize {
+    pub fn bytes(&self) -> usize {
         match &self.write {
             Write::Rows { rows, .. } => rows.iter().map(row_bytes).sum(),
             Write::Derived(derived) => derived_bytes(derived),
@@ -90,7 +90,8 @@ impl RoomWrite {
         }
     }
 
-    pub(crate) fn rows(&self) -> &[Row] {
+    /// Of a batch; else none.
+    pub fn rows(&self) -> &[Row] {
         match &self.write {
             Write::Rows { rows, .. } => rows,
             Write::Record(_) | Write::Derived(_) | Write::Said(_) => &[],
@@ -98,12 +99,12 @@ impl RoomWrite {
     }
 
     /// More than any owner gathers: [`crate::NotDone::TooLarge`].
-    pub(crate) fn is_too_large(&self) -> bool {
+    pub fn is_too_large(&self) -> bool {
         self.rows().len() > BATCH_ROWS_MAX || self.bytes() > BATCH_BYTES_MAX
     }
 
-    /// The owner numbers rows and segments; what is wrong here is a bug of ours, not a fault of the disk.
-    pub(crate) fn assert_sound(&self) {
+    /// The owner numbers rows and segments; what is wrong here is a bug of ours, not a fault of the disk. Every store asks for it first.
+    pub fn assert_sound(&self) {
         let room = &self.room;
         match &self.write {
             Write::Rows { segment, rows, .. } => {

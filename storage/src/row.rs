@@ -5,6 +5,9 @@ use std::sync::Arc;
 use banyan_proto::id::{LogId, Origin, RoomId, Seq, UnixMs, UserId};
 use bytes::Bytes;
 
+use crate::Error;
+use crate::embedded::codec;
+
 /// Past intervals out of a room that a member row keeps; the oldest two merge above it.
 pub const OUT_MAX: usize = 32;
 
@@ -99,6 +102,18 @@ pub struct Derived {
     pub room: Option<RoomRow>,
     /// Whole rows. The store keeps the list of each user's rooms by them: in it while `role` is not 0.
     pub members: Vec<MemberRow>,
+}
+
+impl Derived {
+    /// As the last row of a batch carries it, in every store alike. Does not hold the room's id.
+    pub fn encode(&self) -> Vec<u8> {
+        codec::encode_derived(self)
+    }
+
+    /// What [`Self::encode`] made for a batch of `room`.
+    pub fn decode(room: &RoomId, value: &[u8]) -> Result<Self, Error> {
+        codec::decode_derived(room, value).map_err(|malformed| Error::Corrupt(malformed.0.to_owned()))
+    }
 }
 
 #[cfg(test)]

@@ -35,7 +35,12 @@ fn memory_accounts() {
 #[test]
 fn memory_log() {
     let memory = Memory::new();
-    run_all(log::ALL, Subject::new(move |_| Arc::new(memory.clone()) as Arc<dyn LogStore>));
+    let subject = || {
+        let memory = memory.clone();
+        Subject::new(move |_| Arc::new(memory.clone()) as Arc<dyn LogStore>)
+    };
+    run_all(log::ALL, subject());
+    run_all(log::GROUP_COMMIT, subject());
 }
 
 #[test]
@@ -52,14 +57,16 @@ fn embedded_accounts() {
 
 #[test]
 fn embedded_log() {
-    let directory = tempfile::tempdir().unwrap();
-    run_all(
-        log::ALL,
-        Subject::new(move |old: Option<Arc<dyn LogStore>>| {
-            drop(old);
-            Arc::new(Embedded::open(Options::new(directory.path().join("store"))).unwrap())
-        }),
-    );
+    for checks in [log::ALL, log::GROUP_COMMIT] {
+        let directory = tempfile::tempdir().unwrap();
+        run_all(
+            checks,
+            Subject::new(move |old: Option<Arc<dyn LogStore>>| {
+                drop(old);
+                Arc::new(Embedded::open(Options::new(directory.path().join("store"))).unwrap())
+            }),
+        );
+    }
 }
 
 /// A write, by small numbers: they meet often.

@@ -142,7 +142,7 @@ impl Chroot {
     }
 
     /// How this host reaches package registries, whatever they are: name resolution, certificates, and the system
-    /// and user configuration of cargo, pip, npm and apt. The home inside stays empty: user configuration goes
+    /// and user configuration of cargo, pip, npm, Maven and apt. The home inside stays empty: user configuration goes
     /// where the same client looks besides.
     fn lend_client_configuration(&self) -> anyhow::Result<()> {
         for file in ["/etc/resolv.conf", "/etc/hosts", "/etc/pip.conf", "/etc/npmrc"] {
@@ -168,6 +168,7 @@ impl Chroot {
             (".cargo/config.toml", "/.cargo/config.toml"),
             (".npmrc", "/etc/npmrc"),
             (".config/pip/pip.conf", "/etc/pip.conf"),
+            (".m2/settings.xml", "/etc/maven/settings.xml"),
         ] {
             copy(&home.join(from), &self.inside(to))?;
         }
@@ -292,6 +293,11 @@ fn environment() -> Vec<(OsString, OsString)> {
             "CARGO_NET_",
             "CARGO_REGISTR",
             "CARGO_SOURCE_",
+            "GOINSECURE",
+            "GONOSUMDB",
+            "GOPROXY",
+            "GOSUMDB",
+            "MAVEN_",
             "PIP_",
             "NPM_CONFIG_",
             "SSL_CERT_",

@@ -6,7 +6,6 @@
 
 mod fresh;
 mod licences;
-mod protoc_check;
 mod run;
 mod stages;
 mod terminal;
@@ -45,6 +44,9 @@ enum Task {
     /// Kills the server under load and checks that nothing acked is lost
     #[command(disable_help_flag = true)]
     Crash(Rest),
+    /// Starts a whole cluster on this machine: etcd, a CQL store, nodes, HAProxy
+    #[command(disable_help_flag = true)]
+    Cluster(Rest),
     /// Simulates the whole cluster over its cores, seed by seed, and checks what its clients saw
     #[command(disable_help_flag = true)]
     Sim(Rest),
@@ -53,8 +55,6 @@ enum Task {
     Bench(Rest),
     /// Checks allowed licences, banned crates and sources of all dependencies against deny.toml
     Licences,
-    /// Builds a crate with etcd-client from / without protoc, as docs/decisions/0002-protoc.md promises
-    ProtocCheck,
 }
 
 #[derive(Debug, Args)]
@@ -123,6 +123,11 @@ fn start(task: Task) -> anyhow::Result<bool> {
             let arguments = ["run", "--quiet", "--package", "banyan-tests", "--bin", "crash", "--"];
             pass_on(workspace.cargo().args(arguments).args(rest.arguments))
         }
+        Task::Cluster(rest) => {
+            pass_on(workspace.cargo().args(["build", "--package", "banyan"]))?;
+            let arguments = ["run", "--quiet", "--package", "banyan-tests", "--bin", "cluster", "--"];
+            pass_on(workspace.cargo().args(arguments).args(rest.arguments))
+        }
         Task::Sim(rest) => {
             let arguments =
                 ["run", "--quiet", "--profile", "sweep", "--package", "banyan-sim", "--bin", "sim", "--"];
@@ -138,7 +143,6 @@ fn start(task: Task) -> anyhow::Result<bool> {
             println!("{counted} packages: licences, bans and sources are as deny.toml allows");
             Ok(true)
         }
-        Task::ProtocCheck => protoc_check::run(&workspace).map(|()| true),
     }
 }
 

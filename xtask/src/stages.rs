@@ -7,7 +7,7 @@
 use crate::licences;
 use crate::run::Log;
 use crate::terminal;
-use crate::test_binaries::{self, Built, Counts};
+use crate::test_binaries::{self, Built, Counts, TestBinary};
 use crate::tools::{self, Missing, Tool, Tools};
 use crate::workspace::Workspace;
 use anyhow::{Context as _, bail};
@@ -52,13 +52,33 @@ const STAGES: &[Stage] = &[
         name: "unit",
         about: "unit and contract tests",
         needs: &[],
-        run: |c, log| packages(c, log, |p| p != "xtask" && p != E2E),
+        run: |c, log| {
+            chosen(c, log, |test| test.package != "xtask" && test.package != E2E && own(test).is_none())
+        },
     },
     Stage {
         name: "sim",
         about: "the simulated cluster: fixed seeds, a few random ones",
         needs: &[],
         run: |c, log| one(sim(c, log)),
+    },
+    Stage {
+        name: "etcd",
+        about: "the ring's contract on etcd 3.6 and 3.4",
+        needs: &[Tool::Etcd, Tool::EtcdOldest],
+        run: |c, log| chosen(c, log, |test| own(test) == Some("etcd")),
+    },
+    Stage {
+        name: "cql",
+        about: "the store's contract on Cassandra, one node and three",
+        needs: &[Tool::Cassandra],
+        run: |c, log| chosen(c, log, |test| own(test) == Some("cql")),
+    },
+    Stage {
+        name: "deploy",
+        about: "Compose, chart, HAProxy, nginx",
+        needs: &[Tool::Python, Tool::Haproxy, Tool::Nginx, Tool::Redis, Tool::Prometheus, Tool::Helm],
+        run: deploy,
     },
     Stage {
         name: "autobahn",
@@ -90,6 +110,23 @@ const STAGES: &[Stage] = &[
 /// The package of end-to-end tests, and those of its targets that have a stage of their own.
 const E2E: &str = "banyan-tests";
 const OWN_STAGE: &[&str] = &["browser", "clients", "crash"];
+
+/// Test executables of other packages that need servers, and the stage that runs them instead of `unit`.
+const ON_SERVERS: &[(&str, &str, &str)] = &[
+    ("banyan-router-etcd", "etcd", "etcd"),
+    ("banyan-test-servers", "etcd", "etcd"),
+    ("banyan-storage-scylla", "cql", "cql"),
+    ("banyan-test-servers", "cassandra", "cql"),
+    ("banyan-test-servers", "balancers", "deploy"),
+    ("banyan-test-servers", "others", "deploy"),
+];
+
+/// The stage that such an executable has.
+fn own(test: &TestBinary) -> Option<&'static str> {
+    let mine =
+        |(package, target, _): &&(&str, &str, &str)| test.package == *package && test.target == *target;
+    ON_SERVERS.iter().find(mine).map(|(_, _, stage)| *stage)
+}
 
 /// What stages share.
 struct Context<'a> {
@@ -158,35 +195,47 @@ fn autobahn(c: &mut Context<'_>, log: &Log) -> anyhow::Result<()> {
     log.run(&mut command)
 }
 
+/// The files of deploy/ by their schemas and by those who read them, then the balancers before real servers.
+fn deploy(c: &mut Context<'_>, log: &Log) -> (Counts, anyhow::Result<()>) {
+    let (mut counts, checked) = one(deploy_files(c, log));
+    let (more, ran) = chosen(c, log, |test| own(test) == Some("deploy"));
+    counts += more;
+    (counts, checked.and(ran))
+}
+
+fn deploy_files(c: &mut Context<'_>, log: &Log) -> anyhow::Result<()> {
+    let banyan = c.built(log)?.programs.get("banyan").context("the build gave no banyan")?.clone();
+    let python = c.tools.python();
+    let mut command = Command::new(python.join("bin/python"));
+    command.current_dir(&c.workspace.root).arg("deploy/checks/check.py");
+    c.tools.lend(&mut command);
+    command.arg("--helm").arg(c.tools.helm()).arg("--banyan").arg(banyan);
+    log.run(&mut command)
+}
+
 fn packages(c: &mut Context<'_>, log: &Log, which: fn(&str) -> bool) -> (Counts, anyhow::Result<()>) {
-    let tools = c.tools;
-    match c.built(log) {
-        Err(e) => one(Err(e)),
-        Ok(built) => {
-            let chosen = built.tests.iter().filter(|test| which(&test.package));
-            test_binaries::run_all(chosen, log, tools, &built.programs)
-        }
-    }
+    chosen(c, log, |test| which(&test.package))
 }
 
 fn tests(c: &mut Context<'_>, log: &Log, target: &str) -> (Counts, anyhow::Result<()>) {
-    let tools = c.tools;
-    match c.built(log) {
-        Err(e) => one(Err(e)),
-        Ok(built) => {
-            let chosen = built.tests.iter().filter(|test| test.package == E2E && test.target == target);
-            test_binaries::run_all(chosen, log, tools, &built.programs)
-        }
-    }
+    chosen(c, log, |test| test.package == E2E && test.target == target)
 }
 
 fn e2e(c: &mut Context<'_>, log: &Log) -> (Counts, anyhow::Result<()>) {
+    chosen(c, log, |test| test.package == E2E && !OWN_STAGE.contains(&test.target.as_str()))
+}
+
+/// Runs the test executables that `which` picks.
+fn chosen(
+    c: &mut Context<'_>,
+    log: &Log,
+    which: impl Fn(&TestBinary) -> bool,
+) -> (Counts, anyhow::Result<()>) {
     let tools = c.tools;
     match c.built(log) {
         Err(e) => one(Err(e)),
         Ok(built) => {
-            let mine = |name: &str| !OWN_STAGE.contains(&name);
-            let chosen = built.tests.iter().filter(|test| test.package == E2E && mine(&test.target));
+            let chosen = built.tests.iter().filter(|test| which(test));
             test_binaries::run_all(chosen, log, tools, &built.programs)
         }
     }
@@ -321,6 +370,9 @@ mod tests {
         assert_eq!(names.len(), STAGES.len());
         for name in OWN_STAGE {
             assert!(names.contains(name), "{name} is left out of e2e and has no stage");
+        }
+        for (package, target, stage) in ON_SERVERS {
+            assert!(names.contains(stage), "{package} {target} is left out of unit and has no stage");
         }
     }
 

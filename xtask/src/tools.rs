@@ -2,8 +2,10 @@
 //!
 //! Owns: installing, pinned and idempotent, below `<target>/tools`; a stamp with the pins of what is installed there.
 //! Always holds: system packages are installed only as root and only through apt; everything else comes from the
-//! package registries (PyPI, npm), never from a download page.
+//! package registries (PyPI, npm, Go's, Maven's), never from a download page.
 //! Does not: fail by itself. A missing tool is a [`Missing`] with the command that would bring it.
+
+mod servers;
 
 use crate::run::Log;
 use crate::terminal;
@@ -26,7 +28,7 @@ const NODE_AT_LEAST: u32 = 20;
 pub(crate) enum Tool {
     /// `cc`, for the power-cut shim (and for Rust itself).
     Compiler,
-    /// A Python environment with the Autobahn runner and the `websockets` client.
+    /// A Python environment with the Autobahn runner, the `websockets` client and the schemas of deploy/.
     Python,
     /// Node and npm.
     Node,
@@ -36,11 +38,37 @@ pub(crate) enum Tool {
     NodeClients,
     /// A browser for the page's end-to-end tests.
     Chromium,
+    /// etcd 3.6 with its client.
+    Etcd,
+    /// The oldest etcd that we support.
+    EtcdOldest,
+    /// The CQL server of the tests.
+    Cassandra,
+    Haproxy,
+    Nginx,
+    Redis,
+    Prometheus,
+    /// Checks the chart.
+    Helm,
 }
 
 /// In the order of installing: later ones may need earlier ones.
-pub(crate) const ALL: &[Tool] =
-    &[Tool::Compiler, Tool::Python, Tool::Node, Tool::Web, Tool::NodeClients, Tool::Chromium];
+pub(crate) const ALL: &[Tool] = &[
+    Tool::Compiler,
+    Tool::Python,
+    Tool::Node,
+    Tool::Web,
+    Tool::NodeClients,
+    Tool::Chromium,
+    Tool::Etcd,
+    Tool::EtcdOldest,
+    Tool::Cassandra,
+    Tool::Haproxy,
+    Tool::Nginx,
+    Tool::Redis,
+    Tool::Prometheus,
+    Tool::Helm,
+];
 
 impl Tool {
     pub(crate) fn name(self) -> &'static str {
@@ -51,6 +79,14 @@ impl Tool {
             Self::Web => "web packages",
             Self::NodeClients => "node clients",
             Self::Chromium => "chromium",
+            Self::Etcd => "etcd",
+            Self::EtcdOldest => "oldest etcd",
+            Self::Cassandra => "cassandra",
+            Self::Haproxy => "haproxy",
+            Self::Nginx => "nginx",
+            Self::Redis => "redis",
+            Self::Prometheus => "prometheus",
+            Self::Helm => "helm",
         }
     }
 
@@ -65,6 +101,17 @@ impl Tool {
             Self::Web => "npm ci in web/",
             Self::NodeClients => "npm ci in tests/clients/node/ (into <target>/tools/node-clients)",
             Self::Chromium => "apt-get install chromium",
+            Self::Etcd | Self::Helm => {
+                "install Go 1.26 or newer, or apt-get install python3-venv, then `cargo xtask setup`"
+            }
+            Self::EtcdOldest => "apt-get install etcd-server etcd-client (3.4)",
+            Self::Cassandra => {
+                "apt-get install default-jre-headless maven (Java 17), then `cargo xtask setup`"
+            }
+            Self::Haproxy => "apt-get install haproxy",
+            Self::Nginx => "apt-get install nginx-light",
+            Self::Redis => "apt-get install redis-server",
+            Self::Prometheus => "apt-get install prometheus",
         }
     }
 }
@@ -111,6 +158,11 @@ impl Tools {
     /// The Python environment.
     pub(crate) fn python(&self) -> PathBuf {
         self.root.join("python")
+    }
+
+    /// The program that checks the chart.
+    pub(crate) fn helm(&self) -> PathBuf {
+        self.root.join("helm/helm")
     }
 
     /// Gives a test what it needs to find the tools.
@@ -171,6 +223,14 @@ pub(crate) fn setup(workspace: &Workspace, wanted: &[Tool]) -> anyhow::Result<To
             Tool::Web => setup.web(),
             Tool::NodeClients => setup.node_clients(),
             Tool::Chromium => setup.chromium(),
+            Tool::Etcd => setup.etcd(),
+            Tool::EtcdOldest => setup.etcd_oldest(),
+            Tool::Cassandra => setup.cassandra(),
+            Tool::Haproxy => setup.haproxy(),
+            Tool::Nginx => setup.nginx(),
+            Tool::Redis => setup.redis(),
+            Tool::Prometheus => setup.prometheus(),
+            Tool::Helm => setup.helm(),
         };
         let missing = |e: anyhow::Error| Missing {
             tool: *tool,
@@ -198,7 +258,11 @@ impl Setup<'_> {
     }
 
     fn python(&mut self) -> anyhow::Result<String> {
-        let requirements = ["tests/autobahn/requirements.txt", "tests/clients/python/requirements.txt"];
+        let requirements = [
+            "tests/autobahn/requirements.txt",
+            "tests/clients/python/requirements.txt",
+            "deploy/checks/requirements.txt",
+        ];
         let mut pins = String::new();
         for name in requirements {
             pins += &read(&self.workspace.root.join(name))?;
@@ -217,7 +281,7 @@ impl Setup<'_> {
         }
         let python =
             version(bin.join("python"), &["--version"]).context("the environment's python does not run")?;
-        Ok(format!("{python} with {}", names_of(&pins).join(", ")))
+        Ok(format!("{python} with {} packages", names_of(&pins).len()))
     }
 
     fn make_venv(&mut self, venv: &Path) -> anyhow::Result<()> {
@@ -328,7 +392,9 @@ impl Setup<'_> {
             self.log.run(&mut apt(&["update", "-q"]))?;
             self.apt_updated = true;
         }
-        let mut arguments = vec!["install", "-y", "-q", "--no-install-recommends"];
+        // A configuration that is there stays: nobody could answer the question.
+        let keep = "Dpkg::Options::=--force-confold";
+        let mut arguments = vec!["install", "-y", "-q", "--no-install-recommends", "-o", keep];
         arguments.extend(packages);
         self.log.run(&mut apt(&arguments))
     }

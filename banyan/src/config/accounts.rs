@@ -1,8 +1,9 @@
 //! `[accounts]`: who may come in, and what a password costs.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
-use super::kind::{AutoCount, Count, MIB, Size, Switch, Time};
+use super::kind::{AutoCount, Count, MIB, OptionalLocation, Size, Switch, Time};
 use super::section::section;
 
 section! {
@@ -10,6 +11,9 @@ section! {
     "accounts" struct Accounts {
         /// Whether anybody may make an account. Those that exist can log in either way.
         signup: bool = true, Switch;
+        /// Directory of token-keys.json, with which tokens are made and checked. Empty: server.data_dir. The gateways of a
+        /// cluster need the same keys: mount one directory, or copy the file.
+        keys_dir: Option<PathBuf> = None, OptionalLocation;
         /// How long a token is good after signup, login or refresh. One day: a page left open overnight still works.
         token_lifetime: Duration = Duration::from_secs(24 * 3600), Time(Duration::from_secs(60), Duration::from_secs(365 * 86_400));
         /// Fewest characters of a new password. 8 is the floor of NIST SP 800-63B.

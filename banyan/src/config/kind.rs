@@ -42,7 +42,7 @@ pub(crate) enum Given<'a> {
 }
 
 impl Given<'_> {
-    fn text(&self) -> Option<&str> {
+    pub(super) fn text(&self) -> Option<&str> {
         match self {
             Self::Text(text) => Some(text),
             Self::Raw(text) => Some(text.trim()),
@@ -50,7 +50,7 @@ impl Given<'_> {
         }
     }
 
-    fn integer(&self) -> Option<i64> {
+    pub(super) fn integer(&self) -> Option<i64> {
         match self {
             Self::Integer(number) => *number,
             Self::Raw(text) => text.trim().replace('_', "").parse().ok(),
@@ -58,7 +58,7 @@ impl Given<'_> {
         }
     }
 
-    fn items(&self) -> Option<Vec<Given<'_>>> {
+    pub(super) fn items(&self) -> Option<Vec<Given<'_>>> {
         match self {
             Self::List(items) => Some(items.clone()),
             Self::Raw(text) => {
@@ -125,6 +125,10 @@ pub(crate) trait Kind {
     type Value;
     /// Whether a value is to be kept out of errors, logs and `checkconfig`.
     const SECRET: bool = false;
+    /// Whether there is a secret to be kept.
+    fn is_set(&self, _value: &Self::Value) -> bool {
+        true
+    }
     /// The value, if it is of this kind and in range.
     fn read(&self, given: &Given<'_>) -> Option<Self::Value>;
     /// The value as [`Kind::read`] takes it.

@@ -5,6 +5,7 @@
 //! wrong is told at once. Does not: open, bind or make anything that a value names.
 
 mod accounts;
+mod cluster;
 mod effective;
 mod environment;
 mod example;
@@ -14,8 +15,11 @@ pub(crate) mod kind;
 mod limits;
 mod log;
 mod origin;
+mod peer;
+mod place;
 mod problem;
 mod rooms;
+mod scylla;
 mod section;
 mod server;
 mod storage;
@@ -26,13 +30,17 @@ use std::ffi::OsString;
 use std::path::Path;
 
 pub(crate) use accounts::Accounts;
+pub(crate) use cluster::Cluster;
 pub(crate) use effective::{json, text};
 pub(crate) use example::example;
 pub(crate) use gateway::Gateway;
 pub(crate) use kind::{duration_text, parse_duration};
 pub(crate) use limits::Limits;
 pub(crate) use log::{Format, Log};
+pub(crate) use peer::Peer;
+pub(crate) use place::Roles;
 pub(crate) use rooms::{Lazy, Rooms};
+pub(crate) use scylla::Scylla;
 pub(crate) use server::Server;
 pub(crate) use storage::Storage;
 pub(crate) use tls::Tls;
@@ -52,20 +60,26 @@ pub(crate) struct Config {
     pub(crate) limits: Limits,
     pub(crate) gateway: Gateway,
     pub(crate) storage: Storage,
+    pub(crate) cluster: Cluster,
+    pub(crate) peer: Peer,
+    pub(crate) scylla: Scylla,
     pub(crate) log: Log,
 }
 
 impl Config {
     /// The sections in the order of the example file.
-    fn sections(&self) -> [&dyn Section; 8] {
+    fn sections(&self) -> [&dyn Section; 11] {
         // Taken apart, so that a section that is forgotten here does not compile.
-        let Self { server, tls, accounts, rooms, limits, gateway, storage, log } = self;
-        [server, tls, accounts, rooms, limits, gateway, storage, log]
+        let Self { server, tls, accounts, rooms, limits, gateway, storage, cluster, peer, scylla, log } =
+            self;
+        [server, tls, accounts, rooms, limits, gateway, storage, cluster, peer, scylla, log]
     }
 
     fn section_mut(&mut self, name: &str) -> Option<&mut dyn Section> {
-        let Self { server, tls, accounts, rooms, limits, gateway, storage, log } = self;
-        let sections: [&mut dyn Section; 8] = [server, tls, accounts, rooms, limits, gateway, storage, log];
+        let Self { server, tls, accounts, rooms, limits, gateway, storage, cluster, peer, scylla, log } =
+            self;
+        let sections: [&mut dyn Section; 11] =
+            [server, tls, accounts, rooms, limits, gateway, storage, cluster, peer, scylla, log];
         sections.into_iter().find(|section| section.name() == name)
     }
 
@@ -95,7 +109,82 @@ impl Config {
             let words = "gateway.proxy_protocol is on and gateway.trusted_proxies is empty: name the balancer's addresses there";
             found.push((&["gateway.proxy_protocol", "gateway.trusted_proxies"], words));
         }
+        self.cluster_conflicts(&mut found);
         found
+    }
+
+    /// Where the keys of tokens are.
+    pub(crate) fn keys_dir(&self) -> &Path {
+        self.accounts.keys_dir.as_ref().unwrap_or(&self.server.data_dir)
+    }
+
+    /// What only stands in the way of a server; commands may be told of the store alone.
+    pub(crate) fn cannot_serve(&self) -> Option<&'static str> {
+        let alone = self.cluster.etcd.is_empty() && !self.scylla.nodes.is_empty();
+        alone.then_some(
+            "scylla.nodes without cluster.etcd: two nodes on one store must know of each other; name etcd's servers with --etcd URL,…",
+        )
+    }
+
+    /// Whether the node is one of several.
+    pub(crate) fn is_cluster(&self) -> bool {
+        !self.cluster.etcd.is_empty()
+    }
+
+    fn cluster_conflicts(&self, found: &mut Vec<(&'static [&'static str], &'static str)>) {
+        let Self { server, cluster, peer, scylla, .. } = self;
+        if cluster.etcd.is_empty() {
+            if cluster.roles != Roles::ALL {
+                let words = "cluster.roles without cluster.etcd: a node that is alone has every role; name etcd's servers";
+                found.push((&["cluster.roles", "cluster.etcd"], words));
+            }
+            return;
+        }
+        if scylla.nodes.is_empty() {
+            let words =
+                "cluster.etcd without scylla.nodes: the nodes of a cluster share one store; name its servers";
+            found.push((&["cluster.etcd", "scylla.nodes"], words));
+        }
+        let set = [&peer.ca, &peer.cert, &peer.key].iter().filter(|file| file.is_some()).count();
+        if set != 0 && set != 3 {
+            let words = "peer.ca, peer.cert and peer.key go together: set all three or none";
+            found.push((&["peer.ca", "peer.cert", "peer.key"], words));
+        }
+        if set == 0 && !peer.insecure && !peer.listen.ip().is_loopback() {
+            let words = "peer.listen is not on this machine and peer.ca, peer.cert, peer.key are not set: make them with `banyan gencerts`, or set peer.insecure on a network that is closed by itself";
+            found.push((&["peer.listen", "peer.ca", "peer.insecure"], words));
+        }
+        if peer.listen.ip().is_unspecified() && cluster.advertise.is_none() {
+            let words = "peer.listen is every address and cluster.advertise is empty: say there where others reach this node";
+            found.push((&["peer.listen", "cluster.advertise"], words));
+        }
+        for (other, names) in [
+            (server.listen, &["peer.listen", "server.listen"] as &'static [&'static str]),
+            (server.ops_listen, &["peer.listen", "server.ops_listen"]),
+        ] {
+            let overlap = peer.listen.ip() == other.ip()
+                || peer.listen.ip().is_unspecified()
+                || other.ip().is_unspecified();
+            if peer.listen.port() == other.port() && other.port() != 0 && overlap {
+                found.push((names, "peer.listen is the port of another listener: choose another"));
+            }
+        }
+        if cluster.etcd_cert.is_some() != cluster.etcd_key.is_some() {
+            let words = "cluster.etcd_cert and cluster.etcd_key go together: set both or neither";
+            found.push((&["cluster.etcd_cert", "cluster.etcd_key"], words));
+        }
+        if cluster.etcd_cert.is_some() && cluster.etcd_ca.is_none() {
+            let words = "cluster.etcd_cert without cluster.etcd_ca: name the authority that signed etcd's certificates";
+            found.push((&["cluster.etcd_cert", "cluster.etcd_ca"], words));
+        }
+        if cluster.etcd_user.is_some() != cluster.etcd_password.0.is_some() {
+            let words = "cluster.etcd_user and cluster.etcd_password go together: set both or neither";
+            found.push((&["cluster.etcd_user", "cluster.etcd_password"], words));
+        }
+        if scylla.user.is_some() != scylla.password.0.is_some() {
+            let words = "scylla.user and scylla.password go together: set both or neither";
+            found.push((&["scylla.user", "scylla.password"], words));
+        }
     }
 }
 

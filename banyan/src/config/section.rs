@@ -92,7 +92,11 @@ macro_rules! section {
             fn show(&self, key: &str) -> Option<$crate::config::kind::Shown> {
                 use $crate::config::kind::{Kind, Shown};
                 fn show<K: Kind>(kind: &K, value: &K::Value) -> Shown {
-                    if K::SECRET { Shown::Text("(redacted)".to_owned()) } else { kind.show(value) }
+                    if K::SECRET && kind.is_set(value) {
+                        Shown::Text("(redacted)".to_owned())
+                    } else {
+                        kind.show(value)
+                    }
                 }
                 match key {
                     $( stringify!($field) => Some(show(&$kind, &self.$field)), )*

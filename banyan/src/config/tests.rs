@@ -55,7 +55,17 @@ fn the_committed_example_is_the_one_that_genconfig_prints() {
 /// By its name alone, in the code that wires the node: enough to catch a key that nothing reads.
 #[test]
 fn every_key_is_read_by_somebody() {
-    let readers = [include_str!("../node.rs"), include_str!("../serve.rs"), include_str!("../telemetry.rs")];
+    let readers = [
+        include_str!("../node.rs"),
+        include_str!("../node/alone.rs"),
+        include_str!("../node/gateways.rs"),
+        include_str!("../node/store.rs"),
+        include_str!("../cluster.rs"),
+        include_str!("mod.rs"),
+        include_str!("../schema_cmd.rs"),
+        include_str!("../serve.rs"),
+        include_str!("../telemetry.rs"),
+    ];
     for section in Config::default().sections() {
         for key in section.keys() {
             let field = format!(".{}", key.name);
@@ -174,9 +184,9 @@ fn unknown_names_in_the_file() {
     check_file("listen = \"1.1.1.1:1\"", &["b.toml:1: listen is no key; did you mean listen in [server]?"]);
     check_file("zzzzzzzz = 1", &["b.toml:1: zzzzzzzz is no key; keys stand in sections such as [server]"]);
     check_file(
-        "[etcd]\nurl = 1",
+        "[etc]\nurl = 1",
         &[
-            "b.toml:1: [etcd] is no section; there are server, tls, accounts, rooms, limits, gateway, storage, log",
+            "b.toml:1: [etc] is no section; there are server, tls, accounts, rooms, limits, gateway, storage, cluster, peer, scylla, log",
         ],
     );
     check_file(

@@ -24,8 +24,12 @@ pub(crate) enum Verdict {
     Answer(Answer),
     Silent,
     Full,
+    NoOwner,
     Moved,
 }
+
+/// Over which everything is asked.
+const LINK: u16 = 3;
 
 impl fmt::Debug for Script {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -34,7 +38,8 @@ impl fmt::Debug for Script {
 }
 
 impl Script {
-    fn take(&self, batch: ToShardBatch) -> Result<(), ToShardBatch> {
+    #[expect(clippy::needless_pass_by_value, reason = "as the trait that it stands for")]
+    fn take(&self, batch: ToShardBatch) -> Result<u16, NotSent> {
         assert_eq!(batch.link, LinkId(9));
         let [message] = &batch.messages[..] else { panic!("one message a batch") };
         let ticket = match message {
@@ -43,28 +48,30 @@ impl Script {
             other => panic!("not asked by a backend: {other:?}"),
         };
         let verdict = (self.rule)(message);
-        if matches!(verdict, Verdict::Full) {
-            return Err(batch);
+        match verdict {
+            Verdict::Full => return Err(NotSent::Full),
+            Verdict::NoOwner => return Err(NotSent::NoOwner),
+            Verdict::Answer(_) | Verdict::Silent | Verdict::Moved => {}
         }
         self.seen.lock().unwrap().push(message.clone());
         let epoch = Epoch(1);
         let said = match verdict {
             Verdict::Answer(answer) => FromShard::Answer { ticket, epoch, answer },
             Verdict::Moved => FromShard::Moved { slot: SlotId(1), ticket: Some(ticket), epoch, owner: None },
-            Verdict::Silent | Verdict::Full => return Ok(()),
+            Verdict::Silent | Verdict::Full | Verdict::NoOwner => return Ok(LINK),
         };
         self.answers.try_send(vec![said]).unwrap();
-        Ok(())
+        Ok(LINK)
     }
 }
 
 impl Shards for Script {
-    fn to_room(&self, room: &RoomId, batch: ToShardBatch) -> Result<(), ToShardBatch> {
+    fn to_room(&self, room: &RoomId, batch: ToShardBatch) -> Result<u16, NotSent> {
         assert!(matches!(&batch.messages[..], [ToShard::Room { room: named, .. }] if named == room));
         self.take(batch)
     }
 
-    fn to_user(&self, user: &UserId, batch: ToShardBatch) -> Result<(), ToShardBatch> {
+    fn to_user(&self, user: &UserId, batch: ToShardBatch) -> Result<u16, NotSent> {
         assert!(matches!(&batch.messages[..], [ToShard::UserRooms { user: named, .. }] if named == user));
         self.take(batch)
     }
@@ -186,6 +193,53 @@ async fn a_question_that_was_not_taken_is_asked_again() {
     assert_eq!(reply, Ok(Body::Room(summary(&room("r")))));
     assert_eq!((world.seen.lock().unwrap().len(), begun.elapsed()), (4, Duration::from_millis(30)));
     assert_eq!(world.backend.open().as_ref().unwrap().len(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_asks_waits_for_an_owner() {
+    let tries = AtomicU32::new(0);
+    let world = world(100, move |message| {
+        if tries.fetch_add(1, Ordering::Relaxed) < 3 {
+            return Verdict::NoOwner;
+        }
+        match message {
+            ToShard::Room { room, .. } => Verdict::Answer(Answer::Summary(Box::new(summary(room)))),
+            other => panic!("{other:?}"),
+        }
+    });
+    let body = world.backend.call(&me(), Origin(0), &room("a"), RoomCommand::Summary).await.unwrap();
+    assert!(matches!(body, Body::Room(_)));
+    assert_eq!(world.seen.lock().unwrap().len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn with_its_owner_a_question_is_lost_or_asked_again() {
+    let tries = AtomicU32::new(0);
+    let world = world(100, move |message| match message {
+        ToShard::Room { room, call } if call.command == RoomCommand::Summary => {
+            match tries.fetch_add(1, Ordering::Relaxed) {
+                0 => Verdict::Silent,
+                _ => Verdict::Answer(Answer::Summary(Box::new(summary(room)))),
+            }
+        }
+        _ => Verdict::Silent,
+    });
+    let ask = |command| {
+        let backend = world.backend.clone();
+        tokio::spawn(async move { backend.call(&me(), Origin(0), &room("a"), command).await })
+    };
+    let (summary, join) = (ask(RoomCommand::Summary), ask(RoomCommand::Join));
+    while world.seen.lock().unwrap().len() < 2 {
+        tokio::task::yield_now().await;
+    }
+    let begun = Instant::now();
+    world.backend.link_lost(LINK + 1);
+    world.backend.link_lost(LINK);
+    assert!(matches!(summary.await.unwrap(), Ok(Body::Room(_))));
+    // It may have joined: nobody may say that it has not, and nobody may try again unasked.
+    assert_eq!(join.await.unwrap().unwrap_err().code, 108);
+    assert!(begun.elapsed() < Duration::from_secs(1));
+    assert_eq!(world.seen.lock().unwrap().len(), 3);
 }
 
 #[tokio::test(start_paused = true)]

@@ -12,6 +12,7 @@
 mod admit;
 mod dedupe;
 mod draft;
+mod handed_wire;
 mod handoff;
 mod history;
 mod marks;
@@ -37,6 +38,7 @@ use crate::log::{Failed, Log};
 use crate::members::{Member, Members};
 use crate::tail::Tail;
 
+pub use handed_wire::NotUsable;
 pub use handoff::{HandedRoom, Start};
 
 use dedupe::{Scan, Window};

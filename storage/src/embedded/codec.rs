@@ -61,7 +61,7 @@ pub(super) enum Table {
 
 /// What was read is not what we wrote; the text says which table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Malformed(pub(super) &'static str);
+pub(crate) struct Malformed(pub(crate) &'static str);
 
 const ROW_LAYOUT: u8 = 1;
 const ROW_LAYOUT_DERIVED: u8 = 2;
@@ -356,7 +356,7 @@ struct StoredDerivedMember {
     row: Option<StoredMember>,
 }
 
-fn encode_derived(derived: &Derived) -> Vec<u8> {
+pub(crate) fn encode_derived(derived: &Derived) -> Vec<u8> {
     let member =
         |row: &MemberRow| StoredDerivedMember { user: row.user.as_str().to_owned(), row: Some(row.into()) };
     StoredDerived {
@@ -366,7 +366,7 @@ fn encode_derived(derived: &Derived) -> Vec<u8> {
     .encode_to_vec()
 }
 
-fn decode_derived(room: &RoomId, value: &[u8]) -> Result<Derived, Malformed> {
+pub(crate) fn decode_derived(room: &RoomId, value: &[u8]) -> Result<Derived, Malformed> {
     let bad = Malformed("log");
     let stored = StoredDerived::decode(value).map_err(|_| bad)?;
     let member = |stored: StoredDerivedMember| {

@@ -82,7 +82,7 @@ impl Link {
 
     /// How the node's worker knows an end of this life: never used again in a run.
     pub const fn id(&self, gateway: u8, lane: u8) -> LinkId {
-        LinkId((self.life as u16) << 4 | (gateway as u16) << 1 | lane as u16)
+        LinkId(self.life << 4 | (gateway as u32) << 1 | lane as u32)
     }
 
     /// Which gateway's end that is, and which of its lanes.

@@ -618,7 +618,7 @@ impl World {
             PeerMessage::Ready(by) => self.router(number, node::Input::Ready { incarnation: by.incarnation }),
             PeerMessage::Notify { user, push } => {
                 // No gateway has this number.
-                let link = LinkId(u16::MAX);
+                let link = LinkId(u32::MAX);
                 self.shard(number, Input::Link { link, message: ToShard::Notify { user, push } });
             }
         }

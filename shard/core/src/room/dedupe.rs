@@ -90,8 +90,24 @@ impl Window {
         self.start
     }
 
+    pub(super) fn is_whole(&self) -> bool {
+        self.whole
+    }
+
+    pub(super) fn set_whole(&mut self, whole: bool) {
+        self.whole = whole;
+    }
+
     fn get(&self, key: u128) -> Option<&Entry> {
         self.by_key.get(&key)
+    }
+
+    /// Ascending by seq; of an id that was used twice the newest.
+    pub(super) fn entries(&self) -> impl Iterator<Item = (u128, Entry)> {
+        self.order.iter().filter_map(|(seq, key)| {
+            let entry = self.by_key.get(key).filter(|entry| entry.seq == *seq)?;
+            Some((*key, *entry))
+        })
     }
 
     pub(super) fn push(&mut self, key: u128, entry: Entry) {

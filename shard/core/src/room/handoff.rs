@@ -33,7 +33,7 @@ pub struct HandedRoom {
     pub(super) log: Handed,
     /// Of the hashes in the window of ids.
     pub(super) seed: u64,
-    state: Option<Box<State>>,
+    pub(super) state: Option<Box<State>>,
 }
 
 impl Room {

@@ -1,0 +1,393 @@
+//! A connection to the servers before there is a store: waiting for them, the schema, the checks.
+//!
+//! Owns: the session, the data centre that quorums are of, which product answers.
+//! Does not: apply a schema unasked, or serve anything. [`Server::open`] makes it a store.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use scylla::client::execution_profile::{ExecutionProfile, ExecutionProfileHandle};
+use scylla::client::session::Session;
+use scylla::client::session_builder::SessionBuilder;
+use scylla::errors::{
+    ConnectionError, ConnectionPoolError, ConnectionSetupRequestErrorKind, DbError, ExecutionError,
+    MetadataError, NewSessionError,
+};
+use scylla::policies::load_balancing::DefaultPolicy;
+use scylla::response::query_result::QueryResult;
+use scylla::serialize::row::SerializeRow;
+use scylla::statement::{Consistency, Statement};
+use tokio::time::Instant;
+
+use crate::check::{self, Finding};
+use crate::failure;
+use crate::options::Options;
+use crate::schema::{self, Applied, Replication};
+use crate::statements::{Profiles, Statements};
+use crate::store::Scylla;
+
+/// Between two tries at start: as long as a server takes to open its port, and no busier.
+const TRY_EVERY: Duration = Duration::from_millis(500);
+/// Schema changes wait for all nodes to agree.
+const DDL_TIMEOUT: Duration = Duration::from_secs(60);
+/// Below it ScyllaDB refuses lightweight transactions in keyspaces with tablets.
+pub(crate) const LWT_ON_TABLETS: (u32, u32) = (2025, 4);
+
+/// The servers do not answer yet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Waiting {
+    pub nodes: Vec<String>,
+    pub waited: Duration,
+    pub why: String,
+}
+
+impl std::fmt::Display for Waiting {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (nodes, waited) = (self.nodes.join(", "), self.waited.as_secs());
+        write!(f, "waiting for CQL servers at {nodes} for {waited} s: {}", self.why)
+    }
+}
+
+/// Why there is no store. Waiting would not help, or has lasted long enough.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ConnectError {
+    #[error("{0}")]
+    Options(String),
+    #[error("no CQL server at {nodes} answered within {waited_s} s: {why}")]
+    NotThere { nodes: String, waited_s: u64, why: String },
+    #[error("the CQL servers refuse the login: {0}")]
+    Login(String),
+    #[error("the CQL servers have no data centre {wanted:?}; they have: {there}")]
+    DataCentre { wanted: String, there: String },
+    #[error("the CQL servers have several data centres ({there}): name the local one")]
+    WhichDataCentre { there: String },
+    #[error(transparent)]
+    Schema(#[from] schema::Error),
+}
+
+/// Which server speaks CQL.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Product {
+    Cassandra,
+    /// Year and number of the release; ScyllaDB before 2025 counted otherwise, and sorts before it.
+    Scylla {
+        release: (u32, u32),
+    },
+}
+
+/// Connected; see the module's text.
+pub struct Server {
+    pub(crate) session: Arc<Session>,
+    pub(crate) options: Options,
+    pub(crate) data_centre: String,
+    pub(crate) product: Product,
+    /// For questions that are asked now and then: nodes of our data centre alone.
+    local: ExecutionProfileHandle,
+}
+
+impl Server {
+    /// Waits until one of the nodes answers, and tells `waiting` about it at every try. Dropping the future ends it.
+    pub async fn connect(
+        options: Options,
+        mut waiting: impl FnMut(&Waiting) + Send,
+    ) -> Result<Self, ConnectError> {
+        if let Some(why) = options.refusal() {
+            return Err(ConnectError::Options(why));
+        }
+        let mut patience = Patience::new(&options);
+        let session = loop {
+            match Box::pin(builder(&options).build()).await {
+                Ok(session) => break Arc::new(session),
+                Err(error) => {
+                    if let Some(why) = login_refused(&error) {
+                        return Err(ConnectError::Login(why));
+                    }
+                    patience.wait(error.to_string(), &mut waiting).await?;
+                }
+            }
+        };
+        let data_centre = data_centre(&session, options.data_centre.as_deref())?;
+        let product = loop {
+            match product(&session).await {
+                Ok(product) => break product,
+                Err(error) => patience.wait(error.to_string(), &mut waiting).await?,
+            }
+        };
+        tracing::info!(nodes = ?options.nodes, data_centre, ?product, "connected to CQL");
+        let balancing =
+            DefaultPolicy::builder().prefer_datacenter(data_centre.clone()).permit_dc_failover(false).build();
+        let local = ExecutionProfile::builder().load_balancing_policy(balancing).build().into_handle();
+        Ok(Self { session, options, data_centre, product, local })
+    }
+
+    /// The data centre that every quorum is of.
+    pub fn data_centre(&self) -> &str {
+        &self.data_centre
+    }
+
+    /// The newest version that the keyspace has; None: no schema, or no keyspace.
+    pub async fn schema_version(&self) -> Result<Option<u32>, schema::Error> {
+        let doing = || format!("reading the schema version of {}", self.options.keyspace);
+        self.read_version()
+            .await
+            .map_err(|error| schema::Error::Cql { doing: doing(), why: error.to_string() })
+    }
+
+    async fn read_version(&self) -> Result<Option<u32>, ExecutionError> {
+        let keyspace = &self.options.keyspace;
+        let there = "SELECT table_name FROM system_schema.tables WHERE keyspace_name = ? AND table_name = 'schema_versions'";
+        let there = self.ask(there, Consistency::LocalOne, (keyspace,)).await?;
+        let found = there.into_rows_result().is_ok_and(|rows| rows.rows_num() > 0);
+        if !found {
+            return Ok(None);
+        }
+        // The whole partition: `max` of nothing is null.
+        let text = format!("SELECT max(version) FROM {keyspace}.schema_versions WHERE k = 0");
+        let answer = self.ask(&text, Consistency::LocalQuorum, ()).await?;
+        let version =
+            answer.into_rows_result().ok().and_then(|rows| rows.single_row::<(Option<i32>,)>().ok());
+        Ok(version.and_then(|(version,)| u32::try_from(version?).ok()))
+    }
+
+    /// Brings the keyspace to the newest version, and makes it first if it is not there. Repeat it after an error. Two at the same time
+    /// are not kept apart here: Apache Cassandra may then take the same table twice and disagree with itself.
+    pub async fn apply_schema(&self, replication: &Replication) -> Result<Applied, schema::Error> {
+        let keyspace = &self.options.keyspace;
+        let from = self.schema_version().await?;
+        if let Some(stored) = from
+            && stored > schema::NEWEST
+        {
+            return Err(schema::Error::Newer { keyspace: keyspace.clone(), stored });
+        }
+        if from.is_none() {
+            let tablets = match self.product {
+                Product::Scylla { release } if release < LWT_ON_TABLETS && release.0 >= 2024 => Some(false),
+                Product::Scylla { .. } | Product::Cassandra => None,
+            };
+            self.change(&schema::create_keyspace(keyspace, replication, tablets)).await?;
+            self.change(&schema::with_keyspace(schema::VERSIONS_TABLE, keyspace)).await?;
+        }
+        for (number, what, statements) in schema::steps(keyspace, from) {
+            for statement in statements {
+                self.change(&statement).await?;
+            }
+            let noted =
+                self.ask(&schema::note_version(keyspace, number, what), Consistency::LocalQuorum, ()).await;
+            noted.map_err(|error| schema::Error::Cql {
+                doing: format!("noting schema version {number}"),
+                why: error.to_string(),
+            })?;
+            tracing::info!(keyspace, version = number, what, "schema applied");
+        }
+        Ok(Applied { from, to: schema::NEWEST })
+    }
+
+    /// Forgets the keyspace and all that is in it. For tests and for a cluster that is taken down for good.
+    pub async fn drop_keyspace(&self) -> Result<(), schema::Error> {
+        self.change(&format!("DROP KEYSPACE IF EXISTS {}", self.options.keyspace)).await
+    }
+
+    /// What an operator should know about the servers' settings, the worst first.
+    pub async fn check(&self) -> Vec<Finding> {
+        check::run(self).await
+    }
+
+    /// The store. Waits while a quorum of the servers is not there; refuses a schema that is not the newest.
+    pub async fn open(self, mut waiting: impl FnMut(&Waiting) + Send) -> Result<Scylla, ConnectError> {
+        let mut patience = Patience::new(&self.options);
+        let keyspace = &self.options.keyspace;
+        loop {
+            match self.read_version().await {
+                Ok(stored) => break schema::usable(keyspace, stored)?,
+                Err(error) if failure::is_passing(&error) => {
+                    patience.wait(error.to_string(), &mut waiting).await?
+                }
+                Err(error) => {
+                    let doing = format!("reading the schema version of {keyspace}");
+                    return Err(schema::Error::Cql { doing, why: error.to_string() }.into());
+                }
+            }
+        }
+        let profiles = Profiles::new(&self.options, &self.data_centre);
+        let statements = loop {
+            match Box::pin(Statements::prepare(&self.session, keyspace, &profiles)).await {
+                Ok(statements) => break statements,
+                Err(error) => patience.wait(error.to_string(), &mut waiting).await?,
+            }
+        };
+        Ok(Scylla::new(self, statements, &profiles))
+    }
+
+    async fn change(&self, text: &str) -> Result<(), schema::Error> {
+        let mut statement = Statement::new(text);
+        statement.set_request_timeout(Some(DDL_TIMEOUT));
+        match Box::pin(self.session.query_unpaged(statement, ())).await {
+            Ok(_) => Ok(()),
+            Err(error) => {
+                let doing = text.lines().next().unwrap_or_default().to_owned();
+                Err(schema::Error::Cql { doing, why: error.to_string() })
+            }
+        }
+    }
+
+    /// A question that is asked now and then.
+    pub(crate) async fn ask(
+        &self,
+        text: &str,
+        consistency: Consistency,
+        values: impl SerializeRow,
+    ) -> Result<QueryResult, ExecutionError> {
+        let mut statement = Statement::new(text);
+        statement.set_execution_profile_handle(Some(self.local.clone()));
+        ask(&self.session, statement, consistency, values).await
+    }
+}
+
+impl std::fmt::Debug for Server {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Server")
+            .field("options", &self.options)
+            .field("data_centre", &self.data_centre)
+            .finish_non_exhaustive()
+    }
+}
+
+async fn ask(
+    session: &Session,
+    statement: impl Into<Statement>,
+    consistency: Consistency,
+    values: impl SerializeRow,
+) -> Result<QueryResult, ExecutionError> {
+    let mut statement = statement.into();
+    statement.set_consistency(consistency);
+    statement.set_is_idempotent(true);
+    Box::pin(session.query_unpaged(statement, values)).await
+}
+
+fn builder(options: &Options) -> SessionBuilder {
+    // Half for the question that keeps a connection alive, half for its answer.
+    let half = options.silence_max / 2;
+    let builder = SessionBuilder::new()
+        .known_nodes(&options.nodes)
+        .keyspaces_to_fetch([&options.keyspace])
+        .fetch_schema_metadata(true)
+        .keepalive_interval(half)
+        .keepalive_timeout(half)
+        .connection_timeout(options.silence_max.max(Duration::from_secs(1)))
+        .schema_agreement_timeout(DDL_TIMEOUT);
+    match &options.login {
+        Some((user, password)) => builder.user(user, password),
+        None => builder,
+    }
+}
+
+/// Waiting that says so, until the deadline.
+struct Patience {
+    nodes: Vec<String>,
+    since: Instant,
+    deadline: Option<Duration>,
+}
+
+impl Patience {
+    fn new(options: &Options) -> Self {
+        Self { nodes: options.nodes.clone(), since: Instant::now(), deadline: options.start_deadline }
+    }
+
+    async fn wait(
+        &mut self,
+        why: String,
+        waiting: &mut (impl FnMut(&Waiting) + Send),
+    ) -> Result<(), ConnectError> {
+        let waited = self.since.elapsed();
+        if self.deadline.is_some_and(|deadline| waited >= deadline) {
+            return Err(ConnectError::NotThere {
+                nodes: self.nodes.join(", "),
+                waited_s: waited.as_secs(),
+                why,
+            });
+        }
+        let state = Waiting { nodes: self.nodes.clone(), waited, why };
+        waiting(&state);
+        let left = self.deadline.map_or(TRY_EVERY, |deadline| deadline.saturating_sub(waited));
+        tokio::time::sleep(TRY_EVERY.min(left)).await;
+        Ok(())
+    }
+}
+
+/// Why the login is refused for good, if that is what happened.
+fn login_refused(error: &NewSessionError) -> Option<String> {
+    let NewSessionError::MetadataError(MetadataError::ConnectionPoolError(ConnectionPoolError::Broken {
+        last_connection_error: ConnectionError::ConnectionSetupRequestError(setup),
+    })) = error
+    else {
+        return None;
+    };
+    match setup.get_error() {
+        ConnectionSetupRequestErrorKind::DbError(
+            DbError::AuthenticationError | DbError::Unauthorized,
+            why,
+        ) => Some(why.clone()),
+        ConnectionSetupRequestErrorKind::MissingAuthentication => {
+            Some("they want a name and a password".to_owned())
+        }
+        _ => None,
+    }
+}
+
+fn data_centre(session: &Session, wanted: Option<&str>) -> Result<String, ConnectError> {
+    let state = session.get_cluster_state();
+    let there: BTreeSet<_> =
+        state.get_nodes_info().iter().filter_map(|node| node.datacenter.as_deref()).collect();
+    let names = || there.iter().copied().collect::<Vec<_>>().join(", ");
+    match (wanted, there.first()) {
+        (Some(wanted), _) if there.contains(wanted) => Ok(wanted.to_owned()),
+        (Some(wanted), _) => Err(ConnectError::DataCentre { wanted: wanted.to_owned(), there: names() }),
+        (None, Some(only)) if there.len() == 1 => Ok((*only).to_owned()),
+        (None, _) => Err(ConnectError::WhichDataCentre { there: names() }),
+    }
+}
+
+async fn product(session: &Session) -> Result<Product, ExecutionError> {
+    let there = "SELECT table_name FROM system_schema.tables WHERE keyspace_name = 'system' AND table_name = 'versions'";
+    let there = ask(session, there, Consistency::One, ()).await?;
+    if there.into_rows_result().is_ok_and(|rows| rows.rows_num() == 0) {
+        return Ok(Product::Cassandra);
+    }
+    let answer =
+        ask(session, "SELECT version FROM system.versions WHERE key = 'local'", Consistency::One, ()).await?;
+    let version = answer.into_rows_result().ok().and_then(|rows| rows.single_row::<(String,)>().ok());
+    Ok(Product::Scylla { release: version.map(|(version,)| release(&version)).unwrap_or_default() })
+}
+
+/// The first two numbers of a version.
+fn release(version: &str) -> (u32, u32) {
+    let mut numbers = version.split(|c: char| !c.is_ascii_digit()).filter_map(|part| part.parse().ok());
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn releases_of_scylla_sort() {
+        assert_eq!(release("2025.4.1-0.20251203.abc"), (2025, 4));
+        assert_eq!(release("6.2.0~rc1"), (6, 2));
+        assert_eq!(release("what"), (0, 0));
+        assert!(release("5.4.0") < LWT_ON_TABLETS && release("2025.3.9") < LWT_ON_TABLETS);
+        assert!(release("2026.1") >= LWT_ON_TABLETS);
+    }
+
+    #[tokio::test]
+    async fn nobody_there_is_said_until_the_deadline() {
+        let mut options = Options::new(vec!["127.0.0.1:1".to_owned()], "banyan");
+        options.start_deadline = Some(Duration::from_millis(1_200));
+        let mut heard = Vec::new();
+        let error = Server::connect(options, |waiting| heard.push(waiting.to_string())).await.unwrap_err();
+        assert!(matches!(error, ConnectError::NotThere { .. }), "{error}");
+        assert!(!heard.is_empty() && heard[0].contains("127.0.0.1:1"), "{heard:?}");
+        let options = Options::new(Vec::new(), "banyan");
+        assert!(matches!(Server::connect(options, |_| ()).await.unwrap_err(), ConnectError::Options(_)));
+    }
+}
