@@ -7,6 +7,7 @@
 
 mod around;
 mod inbound;
+mod rows;
 mod switchboard;
 
 use std::collections::BTreeMap;
@@ -42,6 +43,7 @@ use crate::node::{Ends, Hands, shard_options, slot};
 use crate::version::VERSION;
 use around::Around;
 use inbound::{Doors, Run};
+pub(crate) use rows::Rows;
 use switchboard::{Died, Parts, Switchboard};
 
 /// Changes of the ring that wait for the switchboard; above that, they wait in etcd.
@@ -200,7 +202,8 @@ impl Cluster {
                 Some("etcd does not answer: rooms are served, none can change its owner".to_owned())
             }
             Status::Run(Standing::Frozen) => Some(
-                "etcd is older than the store: no room changes its owner until `banyan ring recover`".to_owned(),
+                "etcd is older than the store: no room changes its owner until `banyan ring recover`"
+                    .to_owned(),
             ),
             Status::Rejoining | Status::Run(Standing::Starting | Standing::Dead) => {
                 Some("the node was fenced and comes back as another run".to_owned())
@@ -216,7 +219,10 @@ impl Cluster {
     pub(crate) fn failed(&mut self) -> Option<Failure> {
         let failed = *self.status.borrow() == Status::Failed;
         failed.then(|| {
-            Failure::new(Exit::Unavailable, "this node cannot stay in its cluster: the log says why".to_owned())
+            Failure::new(
+                Exit::Unavailable,
+                "this node cannot stay in its cluster: the log says why".to_owned(),
+            )
         })
     }
 
@@ -260,8 +266,8 @@ fn founding(config: &Config) -> Result<Founding, Failure> {
     })
 }
 
-/// Connects to etcd. Waits for it.
-async fn connect(config: &Config) -> Result<Etcd, Failure> {
+/// Where etcd is, and how it is spoken to.
+pub(crate) fn etcd_options(config: &Config) -> Result<servers::Options, Failure> {
     let cluster = &config.cluster;
     let read = |path: &std::path::PathBuf| {
         std::fs::read(path).map_err(|error| {
@@ -275,13 +281,18 @@ async fn connect(config: &Config) -> Result<Etcd, Failure> {
         (_, _) => None,
     };
     let login = cluster.etcd_user.clone().zip(cluster.etcd_password.0.clone());
-    let options = servers::Options {
-        // Nodes do not all ask the same server first.
+    Ok(servers::Options {
+        // Not everybody asks the same server first.
         first: uuid::Uuid::new_v4().as_u128() as usize,
         user: login.map(|(name, password)| servers::User { name, password }),
         tls: ca.map(|ca| servers::Tls { ca, identity, domain: None }),
         ..servers::Options::new(cluster.etcd.clone(), &cluster.name)
-    };
+    })
+}
+
+/// Connects to etcd. Waits for it.
+async fn connect(config: &Config) -> Result<Etcd, Failure> {
+    let options = etcd_options(config)?;
     let mut said = false;
     loop {
         match Etcd::connect(options.clone()).await {
@@ -465,7 +476,8 @@ impl Runs {
                 }
                 Why::Dead(_) if self.leaving.is_cancelled() || self.stop.is_cancelled() => return Ok(()),
                 Why::Dead(end) => {
-                    metrics::counter!("banyan_cluster_rejoins_total", "why" => format!("{end:?}")).increment(1);
+                    metrics::counter!("banyan_cluster_rejoins_total", "why" => format!("{end:?}"))
+                        .increment(1);
                     self.status.send_replace(Status::Rejoining);
                     sleep(PAUSE).await;
                     let incarnation = new_incarnation();
@@ -485,7 +497,7 @@ impl Runs {
         let owners = self.roles.shard.then(|| self.owners(incarnation, &over));
         let handle = owners.as_ref().map(|owners| owners.handle.clone());
         let around = Arc::new(Around {
-            store: Arc::clone(&self.store),
+            rows: Rows(Arc::clone(&self.store)),
             board: self.board.clone(),
             handle: handle.clone(),
             drained: Mutex::new(BTreeMap::new()),
