@@ -14,8 +14,11 @@ use crate::output;
 pub(crate) fn run(asked: &Gencerts) -> Result<(), Failure> {
     let directory = &asked.directory;
     let usage = |error: &dyn std::fmt::Display| Failure::new(Exit::Usage, format!("NODE: {error}"));
-    let nodes: Vec<NodeId> =
-        asked.nodes.iter().map(|node| NodeId::parse(node).map_err(|error| usage(&error))).collect::<Result<_, _>>()?;
+    let nodes: Vec<NodeId> = asked
+        .nodes
+        .iter()
+        .map(|node| NodeId::parse(node).map_err(|error| usage(&error)))
+        .collect::<Result<_, _>>()?;
     let mut roles: Vec<Role> = asked.roles.iter().map(|role| role.role()).collect();
     roles.sort_unstable();
     roles.dedup();

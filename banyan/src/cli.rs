@@ -312,8 +312,17 @@ impl Settings {
         .collect()
     }
 
-    /// The configuration, or everything that is wrong with it.
+    /// The configuration of a server, or everything that is wrong with it.
     pub(crate) fn load(&self) -> Result<config::Loaded, Failure> {
+        let loaded = self.load_for_command()?;
+        match loaded.config.cannot_serve() {
+            Some(words) => Err(Failure::new(Exit::Usage, words)),
+            None => Ok(loaded),
+        }
+    }
+
+    /// The configuration of a command that needs only a part of it.
+    pub(crate) fn load_for_command(&self) -> Result<config::Loaded, Failure> {
         config::load(self.config.as_deref(), std::env::vars_os(), &self.flags()).map_err(
             |config::Problems(lines)| Failure {
                 exit: Exit::Usage,

@@ -191,8 +191,8 @@ impl Cluster {
         Arc::new(self.board.clone())
     }
 
-    pub(crate) fn serves(&self, backend: Backend) {
-        self.board.serves(backend);
+    pub(crate) async fn serves(&self, backend: Backend) {
+        self.board.serves(backend).await;
     }
 
     /// What a person should look at, if anything.
@@ -432,7 +432,7 @@ struct Runs {
 /// The owners of rooms of one run.
 struct Owners {
     handle: Handle,
-    drained: mpsc::UnboundedReceiver<Drained>,
+    drained: mpsc::Receiver<Drained>,
     ended: Vec<oneshot::Receiver<End>>,
     drain: CancellationToken,
 }
@@ -514,7 +514,7 @@ impl Runs {
             runner::Limits::default(),
         );
         *self.run.lock().unwrap_or_else(PoisonError::into_inner) = Some(run.clone());
-        self.board.begun(self.identity.me(incarnation), handle);
+        self.board.begun(self.identity.me(incarnation), handle).await;
 
         let beside = CancellationToken::new();
         let mut tasks = vec![tokio::spawn(follow(run.view(), self.status.clone(), beside.clone()))];
@@ -543,7 +543,7 @@ impl Runs {
             tracing::error!("an owner of rooms is gone");
         }
         over.cancel();
-        self.board.over();
+        self.board.over().await;
         beside.cancel();
         for task in tasks {
             if let Err(error) = task.await {
@@ -555,7 +555,7 @@ impl Runs {
 
     /// Makes the owners of rooms of a run.
     fn owners(&self, incarnation: Incarnation, over: &CancellationToken) -> Owners {
-        let (sender, drained) = mpsc::unbounded_channel();
+        let (sender, drained) = mpsc::channel(self.slots.get() as usize);
         let mut options = self.shard.clone();
         options.incarnation = incarnation;
         options.all_slots = None;
@@ -603,6 +603,9 @@ async fn tick(handle: Handle, run: RunnerHandle, stop: CancellationToken) {
             () = stop.cancelled() => return,
             () = sleep(TICK) => {}
         }
+        if handle.is_stalled() {
+            run.stuck();
+        }
         for (worker, (tick, before)) in (0_u16..).zip(handle.ticks().zip(&mut before)) {
             if std::mem::replace(before, tick) != tick {
                 run.alive(worker);
@@ -613,7 +616,7 @@ async fn tick(handle: Handle, run: RunnerHandle, stop: CancellationToken) {
 
 /// Passes drained slots on to the ring.
 async fn drained(
-    mut drained: mpsc::UnboundedReceiver<Drained>,
+    mut drained: mpsc::Receiver<Drained>,
     around: Arc<Around>,
     run: RunnerHandle,
     stop: CancellationToken,

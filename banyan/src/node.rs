@@ -97,7 +97,7 @@ impl Node {
             let shards = cluster.shards();
             let gateways =
                 Gateways::start(config, store.accounts(), ends, &routes, shards, window, &threads)?;
-            cluster.serves(gateways.backend.clone());
+            cluster.serves(gateways.backend.clone()).await;
             Some(gateways)
         } else {
             None

@@ -17,7 +17,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub(crate) fn run(asked: &Schema) -> Result<(), Failure> {
     match asked {
         Schema::Print(settings) => {
-            let config = settings.load()?.config;
+            let config = settings.load_for_command()?.config;
             output::print(&schema::print(&config.scylla.keyspace, &replication(&config)))
         }
         Schema::Apply(settings) => block(apply(settings)),
@@ -33,11 +33,11 @@ fn block<T>(command: impl Future<Output = Result<T, Failure>>) -> Result<T, Fail
 }
 
 async fn apply(settings: &Settings) -> Result<(), Failure> {
-    let config = settings.load()?.config;
+    let config = settings.load_for_command()?.config;
     let server = connect(&config, Some(PATIENCE)).await?;
     let keyspace = &config.scylla.keyspace;
     let Applied { from, to } =
-        server.apply_schema(&replication(&config)).await.map_err(|error| refused(error.into()))?;
+        server.apply_schema(&replication(&config)).await.map_err(|error| refused(&error.into()))?;
     output::print(&match from {
         None => format!("keyspace {keyspace} is made, with schema version {to}\n"),
         Some(from) if from == to => format!("keyspace {keyspace} has schema version {to} already\n"),
@@ -46,7 +46,7 @@ async fn apply(settings: &Settings) -> Result<(), Failure> {
 }
 
 async fn check(settings: &Settings, as_json: bool) -> Result<(), Failure> {
-    let config = settings.load()?.config;
+    let config = settings.load_for_command()?.config;
     let server = connect(&config, Some(PATIENCE)).await?;
     let findings = server.check().await;
     if as_json {
@@ -92,11 +92,11 @@ pub(crate) async fn connect(config: &Config, patience: Option<Duration>) -> Resu
         start_deadline: patience,
         ..Options::new(scylla.nodes.clone(), &scylla.keyspace)
     };
-    Server::connect(options, |waiting| tracing::warn!("{waiting}")).await.map_err(refused)
+    Server::connect(options, |waiting| tracing::warn!("{waiting}")).await.map_err(|error| refused(&error))
 }
 
-pub(crate) fn refused(error: ConnectError) -> Failure {
-    let exit = match &error {
+pub(crate) fn refused(error: &ConnectError) -> Failure {
+    let exit = match error {
         ConnectError::NotThere { .. } => Exit::Unavailable,
         ConnectError::Schema(schema::Error::Newer { .. }) => Exit::Io,
         ConnectError::Schema(schema::Error::Cql { .. }) => Exit::Unavailable,

@@ -2,13 +2,14 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use banyan_proto::id::{Epoch, Incarnation, SlotId, Tenure};
 use banyan_proto::link::{FromShard, LinkId, ToShardBatch};
 use banyan_router::{SlotCount, slot_of, user_slot, worker_of};
 use banyan_shard_core::room::HandedRoom;
 use banyan_shard_core::worker::{Input, SlotOpening};
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot};
 
 /// What comes to a worker over the links, in order.
@@ -16,7 +17,10 @@ use tokio::sync::{mpsc, oneshot};
 pub(crate) enum Message {
     Batch(ToShardBatch),
     /// Nothing of the link follows.
-    Gone { link: LinkId, forgotten: oneshot::Sender<()> },
+    Gone {
+        link: LinkId,
+        forgotten: oneshot::Sender<()>,
+    },
 }
 
 /// What a worker is told beside the links. It takes all that is there before it takes a [`Message`]: so who was told first
@@ -84,7 +88,9 @@ pub struct Handle(Arc<Workers>);
 
 struct Workers {
     inboxes: Vec<mpsc::Sender<Message>>,
-    orders: Vec<mpsc::UnboundedSender<Order>>,
+    orders: Vec<mpsc::Sender<Order>>,
+    /// Set when a worker lets too many orders wait: it does not live, and its node must not go on as if it did.
+    stalled: AtomicBool,
     /// When each worker had its last turn, in milliseconds since the workers were made.
     ticks: Vec<AtomicU64>,
     slots: SlotCount,
@@ -95,23 +101,27 @@ struct Workers {
 pub(crate) struct Inbox {
     /// Bound: `inbox_batches`; full: the sender keeps its batch.
     pub(crate) messages: mpsc::Receiver<Message>,
-    /// Bound by who gives orders: a slot gets its next one when the node's machine has seen to the one before
-    /// (`banyan_router::node`); links open as often as other processes connect.
-    pub(crate) orders: mpsc::UnboundedReceiver<Order>,
+    /// Bound: [`ORDERS`] for each slot; full: the worker counts as stalled.
+    pub(crate) orders: mpsc::Receiver<Order>,
 }
+
+/// Orders that may wait for each slot of a worker: two changes of owner and what was learned meanwhile. A worker takes all
+/// of them in each turn.
+const ORDERS: usize = 16;
 
 impl Handle {
     pub(crate) fn new(workers: usize, inbox_batches: usize, slots: SlotCount) -> (Self, Vec<Inbox>) {
         let (mut inboxes, mut orders, mut received) = (Vec::new(), Vec::new(), Vec::new());
         for _ in 0..workers {
             let (sender, messages) = mpsc::channel(inbox_batches);
-            let (order, ordered) = mpsc::unbounded_channel();
+            let of_worker = (slots.get() as usize).div_ceil(workers.max(1));
+            let (order, ordered) = mpsc::channel(of_worker * ORDERS);
             inboxes.push(sender);
             orders.push(order);
             received.push(Inbox { messages, orders: ordered });
         }
         let ticks = (0..workers).map(|_| AtomicU64::new(0)).collect();
-        (Self(Arc::new(Workers { inboxes, orders, ticks, slots })), received)
+        (Self(Arc::new(Workers { inboxes, orders, stalled: AtomicBool::new(false), ticks, slots })), received)
     }
 
     pub fn workers(&self) -> usize {
@@ -160,10 +170,24 @@ impl Handle {
     /// Tells every worker where what it says to a link goes: before anything of that link. The number must be free: never
     /// used, or [`Handle::link_gone`] has returned for it.
     pub fn open_link(&self, link: LinkId, sender: &mpsc::Sender<Vec<FromShard>>) {
-        for orders in &self.0.orders {
-            // A worker that has ended needs to know nothing.
-            orders.send(Order::Opened { link, sender: sender.clone() }).ok();
+        for worker in 0..self.workers() {
+            self.order(worker, Order::Opened { link, sender: sender.clone() });
         }
+    }
+
+    fn order(&self, worker: usize, order: Order) {
+        let Some(orders) = self.0.orders.get(worker) else { return };
+        // A worker that has ended needs to know nothing.
+        if let Err(TrySendError::Full(_)) = orders.try_send(order)
+            && !self.0.stalled.swap(true, Ordering::Relaxed)
+        {
+            tracing::error!(worker, "a worker does not take what it is told: the run must end");
+        }
+    }
+
+    /// A worker has not taken what it was told: what it serves is not what it should serve.
+    pub fn is_stalled(&self) -> bool {
+        self.0.stalled.load(Ordering::Relaxed)
     }
 
     /// Nobody is at the other end of a link any more. Comes back when no worker knows of it.
@@ -179,10 +203,7 @@ impl Handle {
 
     /// Tells the worker of a slot what is to be done with it. In the order of the calls.
     pub fn slot(&self, slot: SlotId, order: SlotOrder) {
-        if let Some(orders) = self.0.orders.get(self.worker_of_slot(slot)) {
-            // A worker that has ended serves nothing.
-            orders.send(Order::Slot(slot, order)).ok();
-        }
+        self.order(self.worker_of_slot(slot), Order::Slot(slot, order));
     }
 
     pub(crate) fn ticked(&self, worker: usize, ms: u64) {

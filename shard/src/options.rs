@@ -44,8 +44,9 @@ pub struct Options {
 /// The node around the workers.
 #[derive(Debug, Clone)]
 pub struct Cluster {
-    /// Slots that are drained. Bound: the drains that were ordered.
-    pub drained: mpsc::UnboundedSender<Drained>,
+    /// Slots that are drained: room for all that can be ordered to drain at once. What finds none is not told, and its
+    /// drain is given up by who ordered it.
+    pub drained: mpsc::Sender<Drained>,
     pub elsewhere: Arc<dyn Elsewhere>,
     /// The run is over: everything is dropped where it stands.
     pub over: CancellationToken,

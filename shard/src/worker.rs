@@ -354,9 +354,15 @@ impl Worker {
                 }
             }
             Output::Drained { slot, drain, tenure, rooms } => match &self.options.cluster {
-                // Without a node that waits for it the run is over.
-                Some(cluster) => drop(cluster.drained.send(Drained { slot, drain, tenure, rooms })),
-                None => tracing::error!(worker = self.index, %slot, "a slot was drained that nobody asked for"),
+                Some(cluster) => {
+                    let drained = Drained { slot, drain, tenure, rooms };
+                    if let Err(TrySendError::Full(_)) = cluster.drained.try_send(drained) {
+                        tracing::error!(worker = self.index, %slot, "nobody takes a drained slot");
+                    }
+                }
+                None => {
+                    tracing::error!(worker = self.index, %slot, "a slot was drained that nobody asked for")
+                }
             },
             Output::Fenced => {
                 tracing::error!(worker = self.index, "this run of the node has been fenced: it stops");

@@ -11,8 +11,8 @@ use banyan_router::slot_owner::{Failed, Opening, Why};
 use banyan_router_etcd::Surroundings;
 use banyan_router_etcd::surroundings::Records;
 use banyan_shard::{Drained, Handle, SlotOrder};
+use banyan_shard_core::room::HandedRoom;
 use banyan_shard_core::worker::SlotOpening;
-use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use tokio_util::sync::CancellationToken;
 
@@ -90,7 +90,7 @@ impl Surroundings for Around {
     fn send_state(&self, slot: SlotId, to: &Peer, epoch: Epoch, complete: bool) {
         let held = self.held();
         let Some(drained) = held.get(&slot) else { return };
-        let rooms = drained.rooms.iter().map(|room| Bytes::from(room.encode())).collect();
+        let rooms = drained.rooms.iter().map(HandedRoom::encode).collect();
         drop(held);
         if !self.board.hand(to, Handed { slot, epoch, complete, rooms }) {
             tracing::debug!(%slot, node = %to.node, "no way for the state of a slot: its rooms are opened from the store");

@@ -7,7 +7,7 @@
 //! Does not: decide who owns what, nor hold what waits for an owner (`banyan-gateway-core` does).
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -16,17 +16,17 @@ use banyan_gateway::local::ToWorker;
 use banyan_gateway::worker::{Control, Route, UnknownOwner, Way};
 use banyan_proto::id::{Epoch, Incarnation, RoomId, SlotId, UserId};
 use banyan_proto::link::{FromShard, LinkId, ToShard, ToShardBatch};
+use banyan_proto::wire::{Handed, NodeMessage};
 use banyan_router::node::Watched;
 use banyan_router::node_key::NodeEntry;
 use banyan_router::slot_key::{NodeId, Peer, SlotKey};
 use banyan_router::{SlotCount, slot_of, user_slot};
 use banyan_router_etcd::coordination::Event as RingEvent;
-use banyan_proto::wire::{Handed, NodeMessage};
 use banyan_router_peer::{Events, Link, Me, Options, Outgoing, Security, Why};
 use banyan_shard::{Elsewhere, Handle, SlotOrder};
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -34,6 +34,8 @@ use tokio_util::sync::CancellationToken;
 const PEERS_MAX: usize = 1_024;
 /// Changes that are gathered before the table is made anew.
 const GATHER: usize = 1_024;
+/// What waits for the switchboard beside the ring; above that, who has news waits.
+const NEWS: usize = 8;
 /// How long an answer to a question is worth having: as long as a command may take.
 const WORTH: Duration = Duration::from_secs(10);
 /// A link that was lost by a reset and is refused within this time is a node that died.
@@ -57,8 +59,9 @@ pub(crate) struct Switchboard(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     table: ArcSwap<Table>,
-    /// Bound: the links, and the runs of this node.
-    news: mpsc::UnboundedSender<News>,
+    news: mpsc::Sender<News>,
+    /// Something has become of a link.
+    links_changed: Arc<Notify>,
     /// Links that lead to workers of this process come first.
     local: u16,
     /// On which pushes to user channels travel: nothing is answered to it.
@@ -70,13 +73,13 @@ struct Shared {
 #[derive(Debug)]
 enum News {
     /// A run of this node begins, with or without owners of rooms.
-    Begun { me: Me, handle: Option<Handle> },
+    Begun {
+        me: Me,
+        handle: Option<Handle>,
+    },
     /// It is over, and so is all that its workers say.
     Over,
     Backend(Backend),
-    Up { session: u64, link: Link },
-    Down { session: u64, why: Why },
-    Failed { session: u64, why: Why },
 }
 
 /// A node of which a peer was refused.
@@ -101,7 +104,7 @@ pub(crate) struct Parts {
 impl Switchboard {
     /// With the task that keeps it true; `ring` is a watch over everything.
     pub(crate) fn new(parts: Parts, ring: mpsc::Receiver<RingEvent>) -> (Self, Upkeep) {
-        let (news, inbox) = mpsc::unbounded_channel();
+        let (news, inbox) = mpsc::channel(NEWS);
         let table = Table {
             slots: parts.slots,
             links: vec![None; parts.slots.get() as usize],
@@ -112,6 +115,7 @@ impl Switchboard {
         let shared = Arc::new(Shared {
             table: ArcSwap::from_pointee(table),
             news,
+            links_changed: Arc::new(Notify::new()),
             // Workers are at most 256.
             local: parts.workers as u16,
             push_end: LinkId(u16::try_from(end).unwrap_or(u16::MAX)),
@@ -130,7 +134,6 @@ impl Switchboard {
             told,
             run: None,
             peers: BTreeMap::new(),
-            sessions: 0,
             backend: None,
         };
         (board, upkeep)
@@ -141,23 +144,23 @@ impl Switchboard {
         usize::from(self.0.local) + PEERS_MAX
     }
 
-    pub(crate) fn begun(&self, me: Me, handle: Option<Handle>) {
-        self.news(News::Begun { me, handle });
+    pub(crate) async fn begun(&self, me: Me, handle: Option<Handle>) {
+        self.news(News::Begun { me, handle }).await;
     }
 
     /// To be called when the workers of the run have ended.
-    pub(crate) fn over(&self) {
-        self.news(News::Over);
+    pub(crate) async fn over(&self) {
+        self.news(News::Over).await;
     }
 
     /// Whose open questions are to be told of lost links.
-    pub(crate) fn serves(&self, backend: Backend) {
-        self.news(News::Backend(backend));
+    pub(crate) async fn serves(&self, backend: Backend) {
+        self.news(News::Backend(backend)).await;
     }
 
-    fn news(&self, news: News) {
+    async fn news(&self, news: News) {
         // Nobody keeps the table any more when the node stops.
-        self.0.news.send(news).ok();
+        self.0.news.send(news).await.ok();
     }
 
     /// To a run of another node, if there is a link to it. What does not arrive is asked for again.
@@ -234,15 +237,67 @@ struct Run {
 #[derive(Debug)]
 struct Dialled {
     number: u16,
-    /// News of earlier tries is none.
-    session: u64,
     node: NodeId,
     outgoing: Outgoing,
+    wire: Arc<Wire>,
+    /// Which the workers were told of.
+    link: Option<Link>,
+}
+
+/// What has become of the link to one run, as its task says.
+#[derive(Debug)]
+struct Wire {
+    now: Mutex<Now>,
+    changed: Arc<Notify>,
+    inboxes: Vec<mpsc::Sender<Vec<FromShard>>>,
+}
+
+#[derive(Debug, Default)]
+struct Now {
     link: Option<Link>,
     /// When a link that stood was reset.
     reset_at: Option<Instant>,
-    /// Its death was told.
+    /// Then nobody listened there any more; not told yet.
     died: bool,
+}
+
+impl Wire {
+    fn now(&self) -> MutexGuard<'_, Now> {
+        self.now.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Events for Wire {
+    fn up(&self, link: &Link) {
+        *self.now() = Now { link: Some(link.clone()), reset_at: None, died: false };
+        self.changed.notify_one();
+    }
+
+    fn down(&self, why: &Why) {
+        let reset_at = matches!(why, Why::Reset).then(Instant::now);
+        *self.now() = Now { link: None, reset_at, died: false };
+        self.changed.notify_one();
+    }
+
+    fn failed(&self, why: &Why) {
+        let mut now = self.now();
+        let reset = now.reset_at.is_some_and(|at| at.elapsed() < DIED_WITHIN);
+        if matches!(why, Why::Refused) && reset {
+            // Once: a further refusal says nothing more.
+            (now.reset_at, now.died) = (None, true);
+            self.changed.notify_one();
+        }
+    }
+
+    fn messages(&self, end: LinkId, messages: Vec<FromShard>) -> BoxFuture<'_, ()> {
+        async move {
+            // An end that is not ours, or no longer there: nobody waits for it.
+            if let Some(inbox) = self.inboxes.get(usize::from(end.0)) {
+                inbox.send(messages).await.ok();
+            }
+        }
+        .boxed()
+    }
 }
 
 /// Keeps the table true.
@@ -251,18 +306,18 @@ pub(crate) struct Upkeep {
     board: Switchboard,
     parts: Parts,
     ring: mpsc::Receiver<RingEvent>,
-    inbox: mpsc::UnboundedReceiver<News>,
+    inbox: mpsc::Receiver<News>,
     nodes: BTreeMap<NodeId, NodeEntry>,
     known: Vec<Known>,
     told: Vec<Option<(Epoch, Option<u16>)>>,
     run: Option<Run>,
     peers: BTreeMap<Incarnation, Dialled>,
-    sessions: u64,
     backend: Option<Backend>,
 }
 
 impl Upkeep {
     pub(crate) async fn run(mut self, stop: CancellationToken) {
+        let changed = Arc::clone(&self.board.0.links_changed);
         loop {
             tokio::select! {
                 biased;
@@ -272,6 +327,7 @@ impl Upkeep {
                     self.learn(unknown.slot, unknown.epoch, Some(unknown.owner));
                 }
                 Some(event) = self.ring.recv() => self.ring(event),
+                () = changed.notified() => self.look_at_links().await,
             }
             // Whatever else there is, then one table.
             for _ in 0..GATHER {
@@ -338,39 +394,39 @@ impl Upkeep {
             News::Begun { me, handle } => self.begun(me, handle).await,
             News::Over => self.local_lost().await,
             News::Backend(backend) => self.backend = Some(backend),
-            News::Up { session, link } => {
-                let Some((_, peer)) = self.peer(session) else { return };
-                (peer.reset_at, peer.died) = (None, false);
-                peer.link = Some(link.clone());
-                let number = peer.number;
-                tracing::debug!(node = %peer.node, "link is up");
-                self.way(number, Arc::new(ToPeer(link))).await;
-            }
-            News::Down { session, why } => {
-                let Some((_, peer)) = self.peer(session) else { return };
-                tracing::warn!(node = %peer.node, why = why.word(), "a link is lost: {why}");
-                peer.reset_at = matches!(why, Why::Reset).then(Instant::now);
-                let number = peer.number;
-                if peer.link.take().is_some() {
-                    self.lost(number).await;
-                }
-            }
-            News::Failed { session, why } => {
-                let Some((incarnation, peer)) = self.peer(session) else { return };
-                tracing::debug!(node = %peer.node, why = why.word(), "no link: {why}");
-                let reset = peer.reset_at.is_some_and(|at| at.elapsed() < DIED_WITHIN);
-                if matches!(why, Why::Refused) && reset && !std::mem::replace(&mut peer.died, true) {
-                    tracing::warn!(node = %peer.node, "nobody listens there any more");
-                    // Full: it is a short cut; without it the lease runs out.
-                    self.parts.died.try_send(Died(incarnation)).ok();
-                }
-            }
         }
     }
 
-    fn peer(&mut self, session: u64) -> Option<(Incarnation, &mut Dialled)> {
-        let found = self.peers.iter_mut().find(|(_, peer)| peer.session == session);
-        found.map(|(incarnation, peer)| (*incarnation, peer))
+    /// Tells the workers what has become of the links.
+    async fn look_at_links(&mut self) {
+        for incarnation in self.peers.keys().copied().collect::<Vec<_>>() {
+            let Some(peer) = self.peers.get_mut(&incarnation) else { continue };
+            let (link, died) = {
+                let mut now = peer.wire.now();
+                (now.link.clone(), std::mem::take(&mut now.died))
+            };
+            let same = match (&peer.link, &link) {
+                (Some(told), Some(link)) => told.is(link),
+                (None, None) => true,
+                (Some(_), None) | (None, Some(_)) => false,
+            };
+            let (number, told) = (peer.number, peer.link.is_some());
+            if died {
+                tracing::warn!(node = %peer.node, "nobody listens there any more");
+                // Full: it is a short cut; without it the lease runs out.
+                self.parts.died.try_send(Died(incarnation)).ok();
+            }
+            if same {
+                continue;
+            }
+            peer.link.clone_from(&link);
+            if told {
+                self.lost(number).await;
+            }
+            if let Some(link) = link {
+                self.way(number, Arc::new(ToPeer(link))).await;
+            }
+        }
     }
 
     async fn begun(&mut self, me: Me, handle: Option<Handle>) {
@@ -435,30 +491,25 @@ impl Upkeep {
                 tracing::error!(%node, most = PEERS_MAX, "too many nodes: its rooms cannot be reached from here");
                 continue;
             };
-            self.sessions += 1;
-            let session = self.sessions;
-            let receiver =
-                Receiver { session, inboxes: self.parts.inboxes.clone(), news: self.board.0.news.clone() };
+            let wire = Arc::new(Wire {
+                now: Mutex::default(),
+                changed: Arc::clone(&self.board.0.links_changed),
+                inboxes: self.parts.inboxes.clone(),
+            });
             let to = Peer { node: node.clone(), incarnation };
-            let outgoing = Outgoing::open(
-                address,
-                to,
-                self.parts.security.clone(),
-                me.clone(),
-                Options::default(),
-                Arc::new(receiver),
-            );
-            let dialled =
-                Dialled { number, session, node, outgoing, link: None, reset_at: None, died: false };
-            self.peers.insert(incarnation, dialled);
+            let events = Arc::<Wire>::clone(&wire);
+            let security = self.parts.security.clone();
+            let outgoing = Outgoing::open(address, to, security, me.clone(), Options::default(), events);
+            self.peers.insert(incarnation, Dialled { number, node, outgoing, wire, link: None });
         }
     }
 
     async fn forget(&mut self, incarnation: Incarnation) {
         let Some(peer) = self.peers.remove(&incarnation) else { return };
         peer.outgoing.close().await;
-        // Also where its last `up` has not been heard of: the number may be another's next.
-        self.lost(peer.number).await;
+        if peer.link.is_some() {
+            self.lost(peer.number).await;
+        }
     }
 
     /// A link leads somewhere.
@@ -556,37 +607,5 @@ struct ToPeer(Link);
 impl Way for ToPeer {
     fn offer(&self, batch: ToShardBatch) -> Result<(), ToShardBatch> {
         self.0.try_send(batch, WORTH)
-    }
-}
-
-/// Takes what comes over one link.
-#[derive(Debug)]
-struct Receiver {
-    session: u64,
-    inboxes: Vec<mpsc::Sender<Vec<FromShard>>>,
-    news: mpsc::UnboundedSender<News>,
-}
-
-impl Events for Receiver {
-    fn up(&self, link: &Link) {
-        self.news.send(News::Up { session: self.session, link: link.clone() }).ok();
-    }
-
-    fn down(&self, why: &Why) {
-        self.news.send(News::Down { session: self.session, why: why.clone() }).ok();
-    }
-
-    fn failed(&self, why: &Why) {
-        self.news.send(News::Failed { session: self.session, why: why.clone() }).ok();
-    }
-
-    fn messages(&self, end: LinkId, messages: Vec<FromShard>) -> BoxFuture<'_, ()> {
-        async move {
-            // An end that is not ours, or no longer there: nobody waits for it.
-            if let Some(inbox) = self.inboxes.get(usize::from(end.0)) {
-                inbox.send(messages).await.ok();
-            }
-        }
-        .boxed()
     }
 }

@@ -70,13 +70,16 @@ impl Config {
     /// The sections in the order of the example file.
     fn sections(&self) -> [&dyn Section; 11] {
         // Taken apart, so that a section that is forgotten here does not compile.
-        let Self { server, tls, accounts, rooms, limits, gateway, storage, cluster, peer, scylla, log } = self;
+        let Self { server, tls, accounts, rooms, limits, gateway, storage, cluster, peer, scylla, log } =
+            self;
         [server, tls, accounts, rooms, limits, gateway, storage, cluster, peer, scylla, log]
     }
 
     fn section_mut(&mut self, name: &str) -> Option<&mut dyn Section> {
-        let Self { server, tls, accounts, rooms, limits, gateway, storage, cluster, peer, scylla, log } = self;
-        let sections: [&mut dyn Section; 11] = [server, tls, accounts, rooms, limits, gateway, storage, cluster, peer, scylla, log];
+        let Self { server, tls, accounts, rooms, limits, gateway, storage, cluster, peer, scylla, log } =
+            self;
+        let sections: [&mut dyn Section; 11] =
+            [server, tls, accounts, rooms, limits, gateway, storage, cluster, peer, scylla, log];
         sections.into_iter().find(|section| section.name() == name)
     }
 
@@ -115,6 +118,14 @@ impl Config {
         self.accounts.keys_dir.as_ref().unwrap_or(&self.server.data_dir)
     }
 
+    /// What only stands in the way of a server; commands may be told of the store alone.
+    pub(crate) fn cannot_serve(&self) -> Option<&'static str> {
+        let alone = self.cluster.etcd.is_empty() && !self.scylla.nodes.is_empty();
+        alone.then_some(
+            "scylla.nodes without cluster.etcd: two nodes on one store must know of each other; name etcd's servers with --etcd URL,…",
+        )
+    }
+
     /// Whether the node is one of several.
     pub(crate) fn is_cluster(&self) -> bool {
         !self.cluster.etcd.is_empty()
@@ -124,13 +135,8 @@ impl Config {
         let Self { server, cluster, peer, scylla, .. } = self;
         if cluster.etcd.is_empty() {
             if cluster.roles != Roles::ALL {
-                let words =
-                    "cluster.roles without cluster.etcd: a node that is alone has every role; name etcd's servers";
+                let words = "cluster.roles without cluster.etcd: a node that is alone has every role; name etcd's servers";
                 found.push((&["cluster.roles", "cluster.etcd"], words));
-            }
-            if !scylla.nodes.is_empty() {
-                let words = "scylla.nodes without cluster.etcd: two nodes on one store must know of each other; name etcd's servers";
-                found.push((&["scylla.nodes", "cluster.etcd"], words));
             }
             return;
         }

@@ -37,7 +37,9 @@ impl Kind for Places {
     }
 
     fn allowed(&self) -> String {
-        format!("a list of up to {PLACES_MAX} servers, each as \"10.0.0.1:9042\" or \"db-1.example.com:9042\"")
+        format!(
+            "a list of up to {PLACES_MAX} servers, each as \"10.0.0.1:9042\" or \"db-1.example.com:9042\""
+        )
     }
 }
 
@@ -63,7 +65,9 @@ impl Kind for Urls {
     }
 
     fn allowed(&self) -> String {
-        format!("a list of up to {PLACES_MAX} servers, each as \"http://10.0.0.1:2379\" or \"https://etcd-1.example.com:2379\"")
+        format!(
+            "a list of up to {PLACES_MAX} servers, each as \"http://10.0.0.1:2379\" or \"https://etcd-1.example.com:2379\""
+        )
     }
 }
 

@@ -32,7 +32,7 @@ impl Store {
             }
         }
         let opened = server.open(|waiting| tracing::warn!("{waiting}")).await;
-        opened.map(|store| Self::Cluster(Arc::new(store))).map_err(crate::schema_cmd::refused)
+        opened.map(|store| Self::Cluster(Arc::new(store))).map_err(|error| crate::schema_cmd::refused(&error))
     }
 
     pub(super) fn log(&self) -> Arc<dyn LogStore> {

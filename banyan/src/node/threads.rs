@@ -17,16 +17,19 @@ use tokio_util::sync::CancellationToken;
 use super::cannot;
 use crate::failure::Failure;
 
+/// A run begins when the workers of the one before have ended, so one is enough.
+const ORDERS: usize = 8;
+
 #[derive(Debug)]
 pub(crate) struct Threads {
-    /// One order at the start of the node and one for each run: few.
-    orders: Vec<mpsc::UnboundedSender<Order>>,
+    /// One order at the start of the node and one for each run. Full: who waits for the worker sees that there is none.
+    orders: Vec<mpsc::Sender<Order>>,
     threads: Vec<thread::JoinHandle<()>>,
 }
 
 /// Gives threads their next shard workers.
 #[derive(Debug, Clone)]
-pub(crate) struct Hands(Vec<mpsc::UnboundedSender<Order>>);
+pub(crate) struct Hands(Vec<mpsc::Sender<Order>>);
 
 #[derive(Debug)]
 enum Order {
@@ -48,11 +51,10 @@ impl Threads {
     pub(super) fn start(count: usize) -> Result<Self, Failure> {
         let mut threads = Self { orders: Vec::new(), threads: Vec::new() };
         for number in 0..count {
-            let (order, orders) = mpsc::unbounded_channel();
+            let (order, orders) = mpsc::channel(ORDERS);
             // Made here, so that what the system refuses stops the start.
-            let runtime = move || {
-                Builder::new_current_thread().enable_all().build_local(LocalOptions::default())
-            };
+            let runtime =
+                move || Builder::new_current_thread().enable_all().build_local(LocalOptions::default());
             let started = thread::Builder::new().name(format!("worker-{number}")).spawn(move || {
                 match runtime() {
                     Ok(runtime) => runtime.block_on(run(orders)),
@@ -114,14 +116,14 @@ impl Hands {
     }
 }
 
-fn give(orders: &[mpsc::UnboundedSender<Order>], number: usize, order: Order) {
+fn give(orders: &[mpsc::Sender<Order>], number: usize, order: Order) {
     if let Some(orders) = orders.get(number) {
         // A thread that is gone drops it, and with it the sender of its end.
-        orders.send(order).ok();
+        orders.try_send(order).ok();
     }
 }
 
-async fn run(mut orders: mpsc::UnboundedReceiver<Order>) {
+async fn run(mut orders: mpsc::Receiver<Order>) {
     let mut tasks = JoinSet::new();
     while let Some(order) = orders.recv().await {
         match order {

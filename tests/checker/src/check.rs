@@ -32,6 +32,7 @@ impl Default for Rules {
 pub fn check(history: &History, rules: &Rules) -> Report {
     let world = World::new(history);
     let mut found = Found::new(history);
+    found.coverage.unsettled = world.unsettled_count();
     count_facts(history, &mut found);
     log::judge(&world, &mut found);
     let pass = Pass::run(&world, rules, &mut found);

@@ -31,6 +31,9 @@ pub(crate) fn judge(world: &World<'_>, pass: &Pass, found: &mut Found<'_>) {
         found.checked(Promise::I15);
         let user = world.history.sessions.get(session.0 as usize).copied().unwrap_or(User(u32::MAX));
         let view = world.view(*room, user);
+        if view.unsettled {
+            continue;
+        }
         let visible = |seq: Seq| view.out_at(seq).map_or(seq, |(first, _)| first.before());
         let state = pass.room(*room);
         let half = visible(state.and_then(|state| state.told_at_half).unwrap_or_default());

@@ -176,6 +176,8 @@ coverage! {
     ended: "subscriptions ended by a removal",
     stored: "events in the store",
     void: "void rows in the store",
+    /// Of users whose join or leave had no event and no answer: their membership is not judged.
+    unsettled: "memberships that may have changed untold",
     owner_changes: "changes of owner",
     takeovers: "takeovers",
     handoffs: "handoffs",

@@ -247,7 +247,8 @@ impl Client {
     pub fn has_reached(&self, room: usize, head: u64, still: Time) -> bool {
         let view = &self.views[room];
         match view.mode {
-            Some(Mode::Live) => view.role == 0 || view.last >= head,
+            // Who is out reads up to its removal, and `unsubscribed` ends that.
+            Some(Mode::Live) => view.last >= head,
             Some(Mode::Passive) => true,
             None => !view.asking && view.barred.is_some_and(|at| at >= still),
         }

@@ -27,6 +27,7 @@ situations! {
     TakenOverAlive = "takeover from an owner that still runs",
     Fenced = "an owner saw its own fence",
     FencedInFlight = "fenced with something to say",
+    FenceReadLate = "a fence read found nothing, and told it when the fence was there",
     Rejoined = "rejoined under a new incarnation",
     FrozenThroughTakeover = "thawed after its slots were taken",
     HandoffTargetDied = "handoff whose target died",
@@ -72,6 +73,7 @@ situations! {
     Resumed = "a session resumed on another gateway",
     HalfOpen = "a half-open connection was found out",
     LinkReset = "a link was reset with messages on it",
+    PageOvertaken = "a page was overtaken by what was sent after it",
     LinkHalfOpen = "a link cut in one direction was given up",
     MarkKept = "a mark was stated again",
 }

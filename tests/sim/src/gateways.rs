@@ -279,10 +279,7 @@ impl World {
 
     fn send_node(&mut self, at: u16, batch: Batch) {
         let time = self.now() + self.link_delay();
-        let link = &mut self.links[usize::from(at)];
-        let life = link.life;
-        let time = link.put(Way::Up, batch, time);
-        self.schedule.at(time, Event::LinkArrives { link: at, life, up: true });
+        self.put_on_link(at, Way::Up, batch, time);
         if self.network_random.chance(self.plan.link_resets) {
             self.reset_link(at);
         }
@@ -440,7 +437,8 @@ impl World {
         self.turn(Who::Gateway(gateway));
     }
 
-    pub fn link_arrives(&mut self, at: u16, life: u32, up: bool) {
+    pub fn link_arrives(&mut self, at: u16, life: u32, way: Way) {
+        let up = way.is_up();
         let (gateway, node) = self.ends_of(at);
         let link = &mut self.links[usize::from(at)];
         let there = if up { link.node_end } else { link.gateway_end };
@@ -455,15 +453,21 @@ impl World {
             }
             return;
         }
-        let way = if up { Way::Up } else { Way::Down };
-        if link.cut[way as usize] {
-            link.owed[way as usize] += 1;
+        if link.is_cut(way) {
+            return link.owe(way);
+        }
+        if way == Way::Pages && link.is_before(Way::Down, way) {
+            // A cut has held up what must come first.
+            self.schedule.after(1, Event::LinkArrives { link: at, life, way });
             return;
         }
+        sometimes!(self.coverage, PageOvertaken, way == Way::Down && link.is_before(Way::Pages, way));
         match link.take(way) {
             Some(Batch::ToShard { lane, messages }) => self.node_hears(node, gateway, lane, messages),
             Some(Batch::FromShard { lane, messages }) => {
-                self.node_link_took(at);
+                if way == Way::Down {
+                    self.node_link_took(at);
+                }
                 self.gateway_hears(gateway, lane, messages);
             }
             None => {}

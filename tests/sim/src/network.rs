@@ -1,7 +1,8 @@
 //! Links between gateways and nodes, and the connections of clients: bytes and messages in order, until they break.
 //!
 //! Owns: what is on the way. Always holds: what arrives on one life of a link or connection arrives in the order in which it
-//! was sent and without holes; a life that is over never comes back.
+//! was sent and without holes, but that pages, in order among themselves, may come later; a life that is over never comes
+//! back.
 //! Does not: know what is in a message, nor who must be told: the world asks and tells.
 
 use std::collections::VecDeque;
@@ -10,12 +11,22 @@ use banyan_proto::link::{FromShard, ToShard};
 
 use crate::schedule::Time;
 
-/// Towards the node, or towards the gateway.
+/// Towards the node, or towards the gateway: what is live, or pages of pulls on their own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Way {
     Up = 0,
     Down = 1,
+    /// Towards the gateway. What was sent later on [`Way::Down`] may overtake it; it overtakes nothing.
+    Pages = 2,
+}
+
+impl Way {
+    const ALL: [Self; 3] = [Self::Up, Self::Down, Self::Pages];
+
+    pub const fn is_up(self) -> bool {
+        matches!(self, Self::Up)
+    }
 }
 
 /// A batch on a link. The lane tells the gateway's worker (0) from its backend (1): each is a link of its own to the node.
@@ -38,10 +49,12 @@ pub struct Link {
     /// A connect is under way.
     pub connecting: bool,
     pub cut: [bool; 2],
-    queues: [VecDeque<Batch>; 2],
+    /// With the number of each batch, as sent.
+    queues: [VecDeque<(u64, Batch)>; 3],
+    sent: u64,
     /// Arrivals that a cut holds back.
-    pub owed: [u32; 2],
-    last_at: [Time; 2],
+    owed: [u32; 3],
+    last_at: [Time; 3],
     /// The node was told that the link is full, by lane.
     pub full: [bool; 2],
 }
@@ -60,23 +73,51 @@ impl Link {
         self.life += 1;
         self.gateway_end = false;
         self.node_end = false;
-        for way in [0, 1] {
-            self.queues[way].clear();
-            self.owed[way] = 0;
-            self.full[way] = false;
+        for way in Way::ALL {
+            self.queues[way as usize].clear();
+            self.owed[way as usize] = 0;
         }
+        self.full = [false; 2];
     }
 
     /// Puts a batch on its way; when it will arrive.
     pub fn put(&mut self, way: Way, batch: Batch, at: Time) -> Time {
+        let before = if way == Way::Pages { self.last_at[Way::Down as usize] } else { 0 };
         let way = way as usize;
-        self.queues[way].push_back(batch);
-        self.last_at[way] = self.last_at[way].max(at);
+        self.sent += 1;
+        self.queues[way].push_back((self.sent, batch));
+        self.last_at[way] = self.last_at[way].max(at).max(before);
         self.last_at[way]
     }
 
+    /// Nothing goes through this way.
+    pub const fn is_cut(&self, way: Way) -> bool {
+        self.cut[!way.is_up() as usize]
+    }
+
+    /// Something has got as far as the cut.
+    pub const fn owe(&mut self, way: Way) {
+        self.owed[way as usize] += 1;
+    }
+
+    /// What arrives now that the cut is mended, and how often.
+    pub fn take_owed(&mut self) -> [(Way, u32); 3] {
+        Way::ALL.map(|way| (way, std::mem::take(&mut self.owed[way as usize])))
+    }
+
+    /// Whether the first of these was sent before the first of those.
+    pub fn is_before(&self, way: Way, other: Way) -> bool {
+        let first = |way: Way| self.queues[way as usize].front().map(|(number, _)| *number);
+        first(way).zip(first(other)).is_some_and(|(one, other)| one < other)
+    }
+
+    /// Everything on the way.
+    pub fn on_the_way(&self) -> usize {
+        Way::ALL.into_iter().map(|way| self.waiting(way)).sum()
+    }
+
     pub fn take(&mut self, way: Way) -> Option<Batch> {
-        self.queues[way as usize].pop_front()
+        self.queues[way as usize].pop_front().map(|(_, batch)| batch)
     }
 
     pub fn waiting(&self, way: Way) -> usize {
@@ -214,7 +255,14 @@ mod tests {
         assert_eq!(link.put(Way::Up, Batch::ToShard { lane: 0, messages: Vec::new() }, 9), 9);
         assert_eq!(link.put(Way::Up, Batch::ToShard { lane: 1, messages: Vec::new() }, 5), 9);
         assert!(matches!(link.take(Way::Up), Some(Batch::ToShard { lane: 0, .. })));
+        assert_eq!(link.put(Way::Down, Batch::FromShard { lane: 0, messages: Vec::new() }, 20), 20);
+        assert_eq!(link.put(Way::Pages, Batch::FromShard { lane: 0, messages: Vec::new() }, 12), 20);
+        assert_eq!(link.put(Way::Pages, Batch::FromShard { lane: 0, messages: Vec::new() }, 30), 30);
+        assert_eq!(link.put(Way::Down, Batch::FromShard { lane: 0, messages: Vec::new() }, 22), 22);
+        assert!(link.is_before(Way::Down, Way::Pages));
+        assert!(link.take(Way::Down).is_some() && link.is_before(Way::Pages, Way::Down));
+        assert_eq!(link.on_the_way(), 4);
         link.end();
-        assert!(link.take(Way::Up).is_none() && link.life > life);
+        assert!(link.take(Way::Up).is_none() && link.on_the_way() == 0 && link.life > life);
     }
 }

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use banyan_checker as checker;
+use banyan_proto::codes::Code;
 use banyan_proto::id::{Epoch, Incarnation, SlotId, UserId};
 use banyan_proto::link::{FromShard, LinkId, ToShard};
 use banyan_proto::plant::{self, Bug};
@@ -446,6 +447,11 @@ impl World {
                     Answer::Read(Reading::Fenced(fenced)) => Ok(fenced),
                     _ => Err(Failed),
                 };
+                sometimes!(
+                    self.coverage,
+                    FenceReadLate,
+                    result == Ok(false) && self.fenced.contains(&self.nodes[usize::from(number)].incarnation)
+                );
                 self.shard(number, Input::FenceRead { read, result });
             }
             (Asked::Register, _) => self.router(number, node::Input::IncarnationRegistered(done)),
@@ -521,12 +527,38 @@ impl World {
             self.full.push((number, link, messages));
             return;
         }
-        let life = of.life;
-        let time = of.put(Way::Down, Batch::FromShard { lane, messages }, time);
-        self.schedule.at(time, Event::LinkArrives { link: at, life, up: false });
+        let (live, mut pages) = match self.plan.page_lag {
+            Some(_) => messages.into_iter().partition(|message| !matches!(message, FromShard::Page { .. })),
+            None => (messages, Vec::new()),
+        };
+        if !live.is_empty() {
+            let batch = Batch::FromShard { lane, messages: live };
+            self.put_on_link(at, Way::Down, batch, time);
+        }
+        if !pages.is_empty() {
+            if self.links[usize::from(at)].waiting(Way::Pages) >= self.plan.link_capacity {
+                // Their stream is full: the question is answered all the same.
+                for message in &mut pages {
+                    if let FromShard::Page { page, .. } = message {
+                        *page = Err(Code::Overloaded.error("too many pages wait"));
+                    }
+                }
+            }
+            let lag = self.page_random.below(self.plan.page_lag.unwrap_or_default() + 1);
+            let batch = Batch::FromShard { lane, messages: pages };
+            self.put_on_link(at, Way::Pages, batch, time + lag);
+        }
         if self.network_random.chance(self.plan.link_resets) {
             self.reset_link(at);
         }
+    }
+
+    /// Puts a batch on its way, and plans its arrival.
+    pub fn put_on_link(&mut self, at: u16, way: Way, batch: Batch, time: Time) {
+        let link = &mut self.links[usize::from(at)];
+        let life = link.life;
+        let time = link.put(way, batch, time);
+        self.schedule.at(time, Event::LinkArrives { link: at, life, way });
     }
 
     /// One batch has left the link at its other end.

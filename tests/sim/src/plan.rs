@@ -190,6 +190,8 @@ pub struct Plan {
     pub link_resets: u32,
     /// Batches on a link before it is full.
     pub link_capacity: usize,
+    /// Pages of pulls travel on a stream of their own, up to so much later. `None`: with all else.
+    pub page_lag: Option<Time>,
     pub tcp_delay: Time,
     pub tcp_buffer: usize,
     /// Etcd: usual delay; per mille of requests with unknown outcome, and of watch events that lag.
@@ -313,6 +315,7 @@ impl Plan {
             mute: rate(40),
             refused: rate(20),
             timeout: SECOND,
+            fence_lag: 0,
         };
         let (link_resets, etcd_unknown, watch_lag) = (rate(4), rate(200), rate(200));
         let habits = Habits {
@@ -359,6 +362,7 @@ impl Plan {
             link_delay: [100, 500, 3 * MS][r.index(3)],
             link_resets,
             link_capacity: [2, 16, 1_000][r.index(3)],
+            page_lag: None,
             tcp_delay: [100, MS, 20 * MS][r.index(3)],
             tcp_buffer: [600, 4 << 10, 256 << 10][r.index(3)],
             etcd_delay: [500, 2 * MS, 10 * MS][r.index(3)],
@@ -378,6 +382,8 @@ impl Plan {
             all_members: r.one_in(2),
         };
         plan.unheard(seed);
+        plan.slow_fences(seed);
+        plan.slow_pages(seed);
         // Faults heal by the end of a liveness run, or do not: the world says which.
         let from = SECOND;
         for (number, kind) in KINDS.iter().enumerate() {
@@ -440,6 +446,41 @@ impl Plan {
         }
     }
 
+    /// In a fifth of the seeds, what a fence read has found is told late, and an owner is taken over that goes on serving.
+    ///
+    /// It has lost its lease, and a gateway that sends to it does not learn who came after it. So fence reads that began
+    /// before the fence are answered when others have opened its rooms: what it has stored since is off their chains, and
+    /// none of these reads may let it be said.
+    fn slow_fences(&mut self, seed: u64) {
+        let mut random = Random::new(seed, 97);
+        let r = &mut random;
+        if !r.one_in(5) {
+            return;
+        }
+        self.weather.fence_lag = r.between(50 * MS, 400 * MS);
+        (self.weather.timeout, self.answer_within_ms) = (SECOND, 10_000);
+        self.ttl = SECOND;
+        (self.habits.pace, self.habits.in_flight) = (20 * MS, 16);
+        let mut at = SECOND + r.below(SECOND / 2);
+        while at < self.ends {
+            // Past the end of the lease and what others take to claim.
+            let lasts = self.ttl + r.between(SECOND, 2 * SECOND);
+            let (gateway, node) = (gateway(r, self), node(r, self));
+            for who in [Who::Node(node), Who::Gateway(gateway)] {
+                self.faults.push(Planned { at, lasts, fault: Fault::CutEtcd(who) });
+            }
+            at += lasts + r.exponential(SECOND / 2);
+        }
+    }
+
+    /// In a third of the seeds pages come on a stream of their own, as on the links between processes.
+    fn slow_pages(&mut self, seed: u64) {
+        let mut random = Random::new(seed, 96);
+        if random.one_in(3) {
+            self.page_lag = Some([0, 2 * MS, 20 * MS, 300 * MS][random.index(4)]);
+        }
+    }
+
     /// Rare: once in sixteen seeds etcd comes back from an old snapshot.
     fn restore(&mut self, seed: u64) {
         let mut random = Random::new(seed, 99);
@@ -457,7 +498,7 @@ impl Plan {
     pub fn calm(seed: u64) -> Self {
         let mut plan = Self::new(seed, Mode::Safety);
         plan.faults.clear();
-        plan.weather = Weather { slow: 0, lost: 0, mute: 0, refused: 0, ..plan.weather };
+        plan.weather = Weather { slow: 0, lost: 0, mute: 0, refused: 0, fence_lag: 0, ..plan.weather };
         (plan.link_resets, plan.etcd_unknown, plan.watch_lag, plan.drift) = (0, 0, 0, 0);
         plan
     }
@@ -468,6 +509,8 @@ impl Plan {
         "lost writes",
         "lost answers",
         "refused writes",
+        "slow fence reads",
+        "pages apart",
         "link resets",
         "unknown transactions",
         "lagging watches",
@@ -487,6 +530,8 @@ impl Plan {
             "lost writes" => self.weather.lost = 0,
             "lost answers" => self.weather.mute = 0,
             "refused writes" => self.weather.refused = 0,
+            "slow fence reads" => self.weather.fence_lag = 0,
+            "pages apart" => self.page_lag = None,
             "link resets" => self.link_resets = 0,
             "unknown transactions" => self.etcd_unknown = 0,
             "lagging watches" => self.watch_lag = 0,

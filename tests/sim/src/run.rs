@@ -114,6 +114,10 @@ mod tests {
         (504_015, "the same"),
         (504_933, "the same"),
         (500_445, "clients settled while a room was still to be made"),
+        (557, "clients settled while one that is out was still reading what is its own"),
+        (900_394, "an unanswered leave without an event, seen by the owner after the next"),
+        (901_214, "an unanswered join without an event, stored and not seen by the next owner"),
+        (901_985, "the same, seen by the next owner and on one replica alone"),
         (503_821, "a send that was owed and refused for good counted as paid"),
     ];
 

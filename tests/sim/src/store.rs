@@ -157,6 +157,8 @@ pub struct Weather {
     /// Of writes: refused, and nothing was sent anywhere.
     pub refused: u32,
     pub timeout: Time,
+    /// What was read of fences is told so much later, and up to half more: their partitions are the store's hottest.
+    pub fence_lag: Time,
 }
 
 #[derive(Debug)]
@@ -355,7 +357,14 @@ impl<C: Copy> Store<C> {
                     }
                     if before < 2 && operation.acks == 2 && operation.caller.is_some() && !operation.mute {
                         operation.steps += 1;
-                        let back = self.weather.latency / 4 + self.random.below(self.weather.latency / 2 + 1);
+                        let mut back =
+                            self.weather.latency / 4 + self.random.below(self.weather.latency / 2 + 1);
+                        let lag = self.weather.fence_lag;
+                        if lag > 0
+                            && matches!(operation.work, Work::Read { question: Question::Fenced(_), .. })
+                        {
+                            back += lag + self.random.below(lag / 2);
+                        }
                         self.steps.push((now + back, Step { operation: index, what: What::Finished }));
                     }
                 }
@@ -707,7 +716,8 @@ fn union<T, K: Ord>(one: Vec<T>, other: Vec<T>, key: impl Fn(&T) -> K, both: imp
 }
 
 /// A store in which nothing goes wrong.
-pub const CALM: Weather = Weather { latency: MS, slow: 0, lost: 0, mute: 0, refused: 0, timeout: SECOND };
+pub const CALM: Weather =
+    Weather { latency: MS, slow: 0, lost: 0, mute: 0, refused: 0, timeout: SECOND, fence_lag: 0 };
 
 #[cfg(test)]
 mod tests {
@@ -780,6 +790,36 @@ mod tests {
             }
         }
         assert!(done > 30 && store.counts.unknown > 0 && done + store.counts.unknown == 50);
+    }
+
+    #[test]
+    fn what_was_read_of_fences_is_told_late() {
+        let (mut store, mut schedule) = (Store::new(Random::new(5, 1), CALM), Schedule::default());
+        store.weather.fence_lag = 100 * MS;
+        store.read(0, 1, Question::Fenced(Incarnation(7)));
+        let mut fenced_at = None;
+        loop {
+            for (time, step) in std::mem::take(&mut store.steps) {
+                schedule.at(time, step);
+            }
+            let step = schedule.pop().expect("an answer");
+            match store.step(schedule.now(), step) {
+                Some((1, answer)) => {
+                    assert!(matches!(answer, Answer::Read(Reading::Fenced(false))), "{answer:?}");
+                    break;
+                }
+                Some((_, answer)) => {
+                    assert!(matches!(answer, Answer::Wrote(Outcome::Done)));
+                    fenced_at = Some(schedule.now());
+                }
+                None => {}
+            }
+            // All replicas have been read by then.
+            if store.counts.writes == 0 && schedule.now() >= MS {
+                store.write(20 * MS, 2, Change::Fence(Incarnation(7)));
+            }
+        }
+        assert!(fenced_at.is_some_and(|at| at + 50 * MS < schedule.now()));
     }
 
     #[test]

@@ -15,7 +15,7 @@ use crate::client::{Cast, Client, Wish};
 use crate::coordination::{Coordination, EtcdEvent};
 use crate::coverage::{Coverage, Situation};
 use crate::gateways::Gateway;
-use crate::network::{Link, Tcp};
+use crate::network::{Link, Tcp, Way};
 use crate::nodes::{Asked, Node, PeerMessage};
 use crate::plan::{Fault, Mode, Plan, Planned, Who};
 use crate::random::Random;
@@ -69,7 +69,7 @@ pub enum Event {
     LinkArrives {
         link: u16,
         life: u32,
-        up: bool,
+        way: Way,
     },
     /// One end learns that the link is gone.
     LinkEnds {
@@ -233,6 +233,7 @@ pub struct World {
     pub room_ids: Vec<RoomId>,
     pub network_random: Random,
     pub process_random: Random,
+    pub page_random: Random,
     pub inputs: u64,
     pub owner_changes: u64,
     /// Incarnations whose fence is at quorum.
@@ -312,6 +313,7 @@ impl World {
             room_ids,
             network_random: Random::new(seed, 5),
             process_random: Random::new(seed, 6),
+            page_random: Random::new(seed, 9),
             inputs: 0,
             owner_changes: 0,
             fenced: BTreeSet::new(),
@@ -447,8 +449,8 @@ impl World {
         Some(match *event {
             Event::Turn { who, run } | Event::Tick { who, run, .. } => (who, Some(run)),
             Event::StoreCut { caller, .. } => (Who::Node(caller.node), Some(caller.run)),
-            Event::LinkArrives { link, up: true, .. } => (Who::Node(node_of(link)), None),
-            Event::LinkArrives { link, up: false, .. } | Event::LinkConnects { link } => {
+            Event::LinkArrives { link, way: Way::Up, .. } => (Who::Node(node_of(link)), None),
+            Event::LinkArrives { link, way: Way::Down | Way::Pages, .. } | Event::LinkConnects { link } => {
                 (Who::Gateway(gateway_of(link)), None)
             }
             Event::LinkEnds { link, gateway, .. } | Event::LinkSilent { link, gateway, .. } => {
@@ -508,7 +510,7 @@ impl World {
                 }
             }
             Event::LinkConnects { link } => self.link_connects(link),
-            Event::LinkArrives { link, life, up } => self.link_arrives(link, life, up),
+            Event::LinkArrives { link, life, way } => self.link_arrives(link, life, way),
             Event::LinkEnds { link, life, gateway } => self.link_ends(link, life, gateway),
             Event::LinkSilent { link, life, gateway } => self.link_silent(link, life, gateway),
             Event::TcpConnects { tcp } => self.tcp_connects(tcp),
@@ -739,6 +741,7 @@ impl World {
         self.broken = Some(broken);
         self.store.weather = Weather { latency: self.plan.weather.latency, ..CALM };
         (self.plan.link_resets, self.plan.etcd_unknown, self.plan.watch_lag) = (0, 0, 0);
+        self.plan.page_lag = self.plan.page_lag.map(|lag| lag.min(20 * MS));
         if let Some(replica) = broken.replica {
             if broken.freeze {
                 self.store.freeze(usize::from(replica));
@@ -1011,9 +1014,9 @@ impl World {
             self.schedule.after(MS, Event::LinkEnds { link: number, life, gateway });
             return;
         }
-        for (way, up) in [(0, true), (1, false)] {
-            for _ in 0..std::mem::take(&mut link.owed[way]) {
-                self.schedule.after(0, Event::LinkArrives { link: number, life, up });
+        for (way, owed) in link.take_owed() {
+            for _ in 0..owed {
+                self.schedule.after(0, Event::LinkArrives { link: number, life, way });
             }
         }
     }
@@ -1041,8 +1044,7 @@ impl World {
         if !link.gateway_end && !link.node_end {
             return;
         }
-        let waiting = link.waiting(crate::network::Way::Up) + link.waiting(crate::network::Way::Down);
-        sometimes!(self.coverage, LinkReset, waiting > 0);
+        sometimes!(self.coverage, LinkReset, link.on_the_way() > 0);
         let life = link.life;
         for gateway in [true, false] {
             let delay = self.link_delay();

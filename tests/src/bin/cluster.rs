@@ -8,7 +8,7 @@ use banyan_tests::server;
 use clap::Parser;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Instant;
+use tokio::time::Instant;
 
 /// Starts etcd, a CQL store, nodes of Banyan and HAProxy on this machine, and stops them all at Ctrl-C.
 #[derive(Debug, Parser)]
@@ -56,7 +56,8 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
         tempfile::Builder::new().prefix("banyan-cluster-").tempdir().context("no temporary directory")?;
     let mut plans = nodes(arguments.nodes);
     plans.extend((1..=arguments.shards).map(|number| NodePlan::new(format!("shard-{number}"), "shard")));
-    plans.extend((1..=arguments.gateways).map(|number| NodePlan::new(format!("gateway-{number}"), "gateway")));
+    plans
+        .extend((1..=arguments.gateways).map(|number| NodePlan::new(format!("gateway-{number}"), "gateway")));
     if plans.is_empty() {
         plans = nodes(3);
     }

@@ -145,6 +145,7 @@ impl Pass {
         if let Start::After { seq, log } = start
             && reply.reset
             && log.is_none_or(|log| log == reply.log)
+            && !view.unsettled
             && view.cap(seq) <= view.cap(open.floor)
             && view.sees(seq)
         {
@@ -362,7 +363,7 @@ impl Pass {
         }
         found.checked(Promise::I12);
         let last = cursor.next.before();
-        if !view.ends.contains(&last) {
+        if !view.ends_at(last) {
             found.broken(Promise::I12, index, |slice| {
                 slice.say(format!(
                     "{}: the subscription of {} ends after seq {last}, where it was not removed",
