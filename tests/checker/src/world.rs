@@ -218,9 +218,10 @@ impl<'a> RoomIndex<'a> {
 /// Who asked to join or to leave (or was to be added), was never told what came of it, and no event tells either.
 fn unsettled(history: &History) -> Map<(Room, User), ()> {
     let mut users: Map<Connection, User> = Map::default();
-    let mut open: Map<(Connection, Call), (Room, User, bool)> = Map::default();
+    // Whose membership, whether it joins, and who asked for it.
+    let mut open: Map<(Connection, Call), (Room, User, bool, User)> = Map::default();
     // Asked, and not refused.
-    let mut asked: Map<(Room, User, bool), usize> = Map::default();
+    let mut asked: Map<(Room, User, bool, User), usize> = Map::default();
     for record in &history.records {
         match &record.what {
             What::Begin { session } => {
@@ -230,9 +231,9 @@ fn unsettled(history: &History) -> Map<(Room, User), ()> {
             What::Ask { call, room, about } => {
                 let user = users.get(&record.on).copied().unwrap_or(User(u32::MAX));
                 let change = match about {
-                    Ask::Join => (*room, user, true),
-                    Ask::Leave => (*room, user, false),
-                    Ask::Add(other) => (*room, *other, true),
+                    Ask::Join => (*room, user, true, user),
+                    Ask::Leave => (*room, user, false, user),
+                    Ask::Add(other) => (*room, *other, true, user),
                     _ => continue,
                 };
                 *asked.entry(change).or_default() += 1;
@@ -256,10 +257,12 @@ fn unsettled(history: &History) -> Map<(Room, User), ()> {
         return unsettled;
     }
     for stored in history.store.iter().flat_map(|store| &store.rooms) {
-        for row in &stored.rows {
+        // Those with whom the room was made had not asked.
+        let first = |row: &&Row| matches!(row.event.kind, Kind::Created | Kind::Joined(_));
+        for row in stored.rows.iter().skip_while(first) {
             let change = match row.event.kind {
-                Kind::Joined(user) => (stored.room, user, true),
-                Kind::Left(user) => (stored.room, user, false),
+                Kind::Joined(user) => (stored.room, user, true, row.event.sender),
+                Kind::Left(user) => (stored.room, user, false, row.event.sender),
                 _ => continue,
             };
             if let Some(asked) = asked.get_mut(&change) {
