@@ -373,7 +373,7 @@ impl Reach {
             scylla: scylla.cloned(),
             ..Settings::default()
         };
-        settings.load()
+        settings.load_for_command()
     }
 }
 

@@ -94,7 +94,7 @@ pub(crate) fn json_line<T: Serialize>(value: &T) -> String {
 
 /// Only on a terminal, and only if nobody objects (https://no-color.org).
 fn colours(terminal: bool) -> bool {
-    terminal && !std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty())
+    terminal && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }
 
 /// The ring of the configured cluster.

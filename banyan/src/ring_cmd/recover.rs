@@ -39,7 +39,7 @@ pub(super) async fn run(asked: &RingRecover) -> Result<(), Failure> {
     let records = open_store(&ring.config).await?;
     output::print_error(&explain(&state));
     confirm(&state.name, asked.yes)?;
-    recover(ring.etcd, records, state.meta.founding.slots, |line| output::print_error(line)).await?;
+    recover(ring.etcd, records, state.meta.founding.slots, output::print_error).await?;
     output::print(&format!(
         "recovered: {} of cluster {} have new epochs, ownership may change again\n",
         count_of(state.slots.len(), "slot"),
@@ -52,7 +52,7 @@ pub(super) async fn open_store(config: &Config) -> Result<Arc<dyn Records>, Fail
     let server = schema_cmd::connect(config, Some(STORE_PATIENCE)).await?;
     let opened = timeout(STORE_PATIENCE, server.open(|_| {})).await;
     let opened = opened.map_err(|_| Failure::new(Exit::Unavailable, "the store does not answer in time"))?;
-    let store: Arc<dyn LogStore> = Arc::new(opened.map_err(schema_cmd::refused)?);
+    let store: Arc<dyn LogStore> = Arc::new(opened.map_err(|error| schema_cmd::refused(&error))?);
     Ok(Arc::new(Rows(store)))
 }
 
@@ -126,9 +126,7 @@ pub(super) async fn recover(
                 Ok(Ok(())) => {}
                 Ok(Err(_)) => break,
                 Err(_) => {
-                    let words = format!("nothing has gone on for {} s: etcd or the store does not answer", STALLED.as_secs());
-                    return Err(Failure::new(Exit::Unavailable, words)
-                        .with_hint("ownership is frozen until the same command, given again, is through"));
+                    return Err(stalled());
                 }
             },
         }
@@ -137,8 +135,10 @@ pub(super) async fn recover(
         if said != Some(now) {
             went_on = Instant::now();
         }
-        if said.map(|said: Progress| said.step) != Some(now.step) {
-            say(&step(now));
+        if said.map(|said: Progress| said.step) != Some(now.step)
+            && let Some(line) = step(now)
+        {
+            say(&line);
         }
         said = Some(now);
         if went_on.elapsed() >= STALLED {
@@ -156,16 +156,23 @@ pub(super) async fn recover(
     }
 }
 
-fn step(now: Progress) -> String {
-    match now.step {
+fn stalled() -> Failure {
+    let words = format!("nothing has gone on for {} s: etcd or the store does not answer", STALLED.as_secs());
+    Failure::new(Exit::Unavailable, words)
+        .with_hint("ownership is frozen until the same command, given again, is through")
+}
+
+/// `None`: that it is done is said where it was begun.
+fn step(now: Progress) -> Option<String> {
+    Some(match now.step {
         Step::Freezing => "freezes ownership\n".to_owned(),
         Step::ListingRuns => "reads every run of a node that the store knows\n".to_owned(),
         Step::Fencing => format!("fences {}\n", count_of(now.of, "run")),
         Step::ReadingSlots => format!("reads the owners of {}\n", count_of(now.of, "slot")),
         Step::SettingSlots => format!("gives {} new epochs\n", count_of(now.of, "slot")),
         Step::Lifting => "lets ownership change again\n".to_owned(),
-        Step::Done => "done\n".to_owned(),
-    }
+        Step::Done => return None,
+    })
 }
 
 #[cfg(test)]

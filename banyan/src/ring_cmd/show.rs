@@ -91,9 +91,9 @@ impl<'a> Shown<'a> {
     }
 }
 
-/// Not one that is a gateway only.
+/// Not one that is a gateway only. One that is away is named for slots that it had, or because it is drained.
 fn has_share(row: &NodeRow) -> bool {
-    row.weight.is_some() || row.owned > 0 || row.wanted > 0
+    row.entry.is_none() || row.weight.is_some() || row.owned > 0
 }
 
 /// With a map, in colours or without.

@@ -39,9 +39,14 @@ fn meta(slots: u32) -> Meta {
     Meta { cluster: ClusterId(0xc1), founding }
 }
 
+/// Told apart by its first digits, as random ones are.
+fn run(number: u128) -> Incarnation {
+    Incarnation(number << 120 | number)
+}
+
 fn node(incarnation: u128, roles: &[Role]) -> NodeEntry {
     NodeEntry {
-        incarnation: Incarnation(incarnation),
+        incarnation: run(incarnation),
         peer_address: format!("10.0.0.{incarnation}:7000"),
         roles: roles.to_vec(),
         weight: 100,
@@ -60,7 +65,13 @@ pub(crate) fn state() -> State {
     let target = solve(&target, ["a", "b", "c"].map(|name| member(name, 100)));
     let slots = (0..16).map(SlotId).map(|slot| {
         let owner = before.owner(slot).unwrap().clone();
-        let incarnation = Incarnation(if slot.0 == 5 { 99 } else if owner == id("a") { 1 } else { 2 });
+        let incarnation = run(if slot.0 == 5 {
+            99
+        } else if owner == id("a") {
+            1
+        } else {
+            2
+        });
         (slot, SlotKey { owner, incarnation, epoch: Epoch(u64::from(slot.0) + 1), prev: None })
     });
     let nodes = [("a", 1, BOTH), ("b", 2, BOTH), ("c", 3, BOTH), ("edge", 4, &[Role::Gateway][..])];
@@ -89,24 +100,52 @@ fn a_ring_is_shown_as_a_table_and_a_map() {
     assert!(!text.contains("\n 0 "), "no map: {text}");
 }
 
-const SHOWN: &str = "";
+const SHOWN: &str = "\
+cluster banyan: 16 slots, target version 3, etcd revision 40
+
+NODE  STATE  WEIGHT  WANTED  OWNED  COMING  GOING
+a     up        100       5      7       0      3
+b     up        100       6      8       0      2
+c     up        100       5      0       5      0
+
+moving 5, without owner 1, pinned 1, max - min 1
+
+A a   B b   C c   > moving   . without owner
+ 0 >BA>B.>BA>BA>BBA
+";
 
 #[test]
 fn a_ring_as_json_never_loses_a_field() {
     let shown: Value = serde_json::from_str(&json_line(&show::Shown::new(&state()))).unwrap();
     let slots = shown["slots"].as_array().unwrap();
     assert_eq!(slots.len(), 16);
-    assert_eq!(slots[5], json!({"slot": 5, "owner": null, "wanted": slots[5]["wanted"], "epoch": 6, "pinned": false}));
+    assert_eq!(
+        slots[5],
+        json!({"slot": 5, "owner": null, "wanted": slots[5]["wanted"], "epoch": 6, "pinned": false})
+    );
     assert_eq!(slots[0], json!({"slot": 0, "owner": "a", "wanted": "c", "epoch": 1, "pinned": true}));
     let mut rest = shown.clone();
     rest.as_object_mut().unwrap().remove("slots");
-    assert_eq!(rest, json!({}));
+    let node = |node: &str, wanted: u32, owned: u32, coming: u32, going: u32| {
+        json!({
+            "node": node, "state": "up", "weight": 100,
+            "wanted": wanted, "owned": owned, "coming": coming, "going": going,
+        })
+    };
+    let want = json!({
+        "cluster": "banyan", "id": "000000000000000000000000000000c1", "revision": 40, "frozen": null,
+        "target_version": 3,
+        "nodes": [node("a", 5, 7, 0, 3), node("b", 6, 8, 0, 2), node("c", 5, 0, 5, 0)],
+        "moving": 5, "without_owner": 1, "pinned": 1, "spread": 1,
+    });
+    assert_eq!(rest, want);
 }
 
 #[test]
 fn many_slots_share_marks() {
     let target = solve(&Target::empty(SlotCount::MAX), [member("a", 1)]);
-    let listing = Listing { slots: Vec::new(), nodes: Vec::new(), target: Some(Arc::new(target)), frozen: false };
+    let listing =
+        Listing { slots: Vec::new(), nodes: Vec::new(), target: Some(Arc::new(target)), frozen: false };
     let everything = Everything { revision: 1, listing, frozen: None, meta: Some(meta(1 << 16)) };
     let text = show::text(&State::new("x", everything).unwrap(), Some(false));
     assert!(text.contains("one mark for 16 slots"), "{text}");
@@ -117,11 +156,34 @@ fn many_slots_share_marks() {
 #[test]
 fn a_room_is_found() {
     let state = state();
-    let rooms = ["general", "~alice", "a"].map(str::to_owned);
+    let rooms = ["general", "~alice", "room-21"].map(str::to_owned);
     let found = whereabouts::find(&state, &rooms).unwrap();
-    assert_eq!(whereabouts::text(&found), "");
-    assert_eq!(json_line(&found), "");
-    for bad in ["", "a b", "~", "~~x", &"r".repeat(200)] {
+    let want = "\
+ROOM     SLOT  OWNER         EPOCH  ADDRESS        WANTED
+general     3  b                 4  10.0.0.2:7000  c
+~alice     14  b                15  10.0.0.2:7000  b
+room-21     5  none (was a)      6  -              a
+";
+    assert_eq!(whereabouts::text(&found), want);
+    let want = json!([
+        {
+            "room": "general", "slot": 3,
+            "owner": {
+                "node": "b", "incarnation": "02000000000000000000000000000002", "epoch": 4,
+                "address": "10.0.0.2:7000",
+            },
+            "last_owner": null, "wanted": "c", "pinned": false,
+        },
+        {
+            "room": "room-21", "slot": 5, "owner": null,
+            "last_owner": {
+                "node": "a", "incarnation": "63000000000000000000000000000063", "epoch": 6, "address": null,
+            },
+            "wanted": "a", "pinned": false,
+        },
+    ]);
+    assert_eq!(json!([found[0], found[2]]), want);
+    for bad in ["", "a b", "~", &"r".repeat(200)] {
         let failure = whereabouts::find(&state, &[bad.to_owned()]).unwrap_err();
         assert_eq!(failure.exit, Exit::Usage, "{bad}: {failure}");
     }
@@ -132,8 +194,39 @@ fn a_plan_says_what_would_move() {
     let state = state();
     let d = Joiner { node: id("d"), weight: None };
     let plan = plan::solve_with(&state, std::slice::from_ref(&d), &[id("a")]).unwrap();
-    assert_eq!(plan.text(true), "");
-    assert_eq!(json_line(&plan), "");
+    let want = "\
+NODE  WEIGHT  BEFORE  AFTER  CHANGE
+a          -       5      0      -5
+b        100       6      6       0
+c        100       5      5       0
+d        100       0      5      +5
+
+FROM  TO  SLOTS
+a     d       5
+
+SLOT  FROM  TO
+   2  a     d
+   5  a     d
+   8  a     d
+  11  a     d
+  15  a     d
+
+5 of 16 slots move, max - min 1 before, 1 after
+";
+    assert_eq!(plan.text(true), want);
+    let moves = [2, 5, 8, 11, 15].map(|slot| json!({"slot": slot, "from": "a", "to": "d"}));
+    let want = json!({
+        "slots": 16, "moved": 5, "spread_before": 1, "spread_after": 1,
+        "nodes": [
+            {"node": "a", "weight": null, "before": 5, "after": 0},
+            {"node": "b", "weight": 100, "before": 6, "after": 6},
+            {"node": "c", "weight": 100, "before": 5, "after": 5},
+            {"node": "d", "weight": 100, "before": 0, "after": 5},
+        ],
+        "by_pair": [{"from": "a", "to": "d", "slots": 5}],
+        "moves": moves,
+    });
+    assert_eq!(serde_json::to_value(&plan).unwrap(), want);
     // Another weight.
     let heavier = Joiner { node: id("b"), weight: Some(200) };
     let plan = plan::solve_with(&state, &[heavier], &[]).unwrap();
@@ -150,8 +243,19 @@ fn a_plan_says_what_would_move() {
 #[test]
 fn nodes_are_listed() {
     let list = crate::node_cmd::list(&state());
-    assert_eq!(crate::node_cmd::text(&list), "");
-    assert_eq!(json_line(&list), "");
+    let want = "\
+NODE  STATE  ROLES          WEIGHT  SLOTS  ADDRESS        INCARNATION  RELEASE
+a     up     gateway,shard     100      7  10.0.0.1:7000  01000000     0.1.0
+b     up     gateway,shard     100      8  10.0.0.2:7000  02000000     0.1.0
+c     up     gateway,shard     100      0  10.0.0.3:7000  03000000     0.1.0
+edge  up     gateway             -      0  10.0.0.4:7000  04000000     0.1.0
+";
+    assert_eq!(crate::node_cmd::text(&list), want);
+    let want = json!({
+        "node": "b", "state": "up", "roles": ["gateway", "shard"], "weight": 100, "slots": 8, "wanted": 6,
+        "address": "10.0.0.2:7000", "incarnation": "02000000000000000000000000000002", "release": "0.1.0",
+    });
+    assert_eq!(serde_json::to_value(&list[1]).unwrap(), want);
 }
 
 #[test]
@@ -160,17 +264,18 @@ fn a_recovery_is_explained_before_it_is_begun() {
     assert!(recover::explained(&state).contains("NOT frozen"));
     state.frozen = Some("slot 7: etcd was restored".to_owned());
     let text = recover::explained(&state);
-    assert!(text.starts_with("cluster banyan, 16 slots, 4 nodes there\nownership is frozen: slot 7"), "{text}");
+    assert!(
+        text.starts_with("cluster banyan, 16 slots, 4 nodes there\nownership is frozen: slot 7"),
+        "{text}"
+    );
 }
 
 // ---------------------------------------------------------------- what is decided
 
 /// A ring at rest: every slot is where it should be.
 fn at_rest(names: &[&str]) -> State {
-    let target = solve(
-        &Target::empty(SlotCount::new(16).unwrap()),
-        names.iter().map(|name| member(name, 100)),
-    );
+    let target =
+        solve(&Target::empty(SlotCount::new(16).unwrap()), names.iter().map(|name| member(name, 100)));
     with_target(names, target)
 }
 
@@ -267,7 +372,8 @@ async fn two() -> (Arc<dyn Coordination>, Arc<Ground>, [Running; 2]) {
     let ring: Arc<dyn Coordination> = Arc::new(Memory::memory("banyan").unwrap());
     ring.meta(meta(64)).await.unwrap();
     let ground = Arc::new(Ground::default());
-    let runs = [("a", 1), ("b", 2)].map(|(name, number)| start(&ring, &ground, &peer(name, number), entry(number)));
+    let runs =
+        [("a", 1), ("b", 2)].map(|(name, number)| start(&ring, &ground, &peer(name, number), entry(number)));
     until_serving(&ground, &[&runs[0], &runs[1]], "both own half").await;
     (ring, ground, runs)
 }
@@ -294,7 +400,8 @@ async fn a_drained_node_gives_its_slots_away_and_gets_them_back() {
 async fn a_slot_moves_by_hand_and_its_history_tells() {
     let (ring, ground, [a, b]) = two().await;
     let state = read_state(&*ring, "banyan").await.unwrap();
-    let slot = (0..64).map(SlotId).find(|slot| state.placed().unwrap().owner(*slot) == Some(&a.me.node)).unwrap();
+    let slot =
+        (0..64).map(SlotId).find(|slot| state.placed().unwrap().owner(*slot) == Some(&a.me.node)).unwrap();
     let before = ring.read_slot(slot).await.unwrap().unwrap();
     let to = b.me.node.clone();
     let done = apply(&*ring, "banyan", |state| decide(state, &[slot], Wish::Move(&to))).await.unwrap();
@@ -340,7 +447,7 @@ async fn a_change_waits_neither_for_a_frozen_ring_nor_for_ever() {
     assert_eq!(
         said,
         "freezes ownership\nreads every run of a node that the store knows\nfences 2 runs\nreads the owners of 64 slots\n\
-         gives 64 slots new epochs\nlets ownership change again\ndone\n"
+         gives 64 slots new epochs\nlets ownership change again\n"
     );
     assert_eq!(a.end().await.why, banyan_router_etcd::runner::Why::Dead(banyan_router::node::End::Fenced));
     drop(b);
@@ -357,7 +464,7 @@ async fn no_cluster_and_no_target_are_said_so() {
     assert_eq!(failure.lines, ["etcd has no cluster \"banyan\": no node was ever started in it"]);
     ring.meta(meta(16)).await.unwrap();
     let state = read_state(&ring, "banyan").await.unwrap();
-    assert_eq!(show::text(&state, None).lines().next(), Some("cluster banyan: 16 slots, etcd revision 1"));
+    assert_eq!(show::text(&state, None).lines().next(), Some("cluster banyan: 16 slots, etcd revision 2"));
     let failure = apply(&ring, "banyan", |state| drained(state, &id("a"), true)).await.unwrap_err();
     assert_eq!(failure.exit, Exit::No);
     let d = Joiner { node: id("d"), weight: None };
