@@ -197,8 +197,8 @@ Exit codes:
   74  a newer release wrote what is there";
 
 const NODE_HELP: &str = "\
-A drained node owns no slots and gets none, across its restarts, until it is undrained; its clients stay. To stop a node
-for good SIGTERM is enough: it gives its slots away by itself, then sends its clients to others.
+A drained node owns no slots and gets none, across its restarts, until it is undrained; its clients stay, and its
+/readyz says 503. To stop a node SIGTERM is enough: it gives its slots away by itself, then sends its clients to others.
 
 Examples:
   banyan node list --etcd http://10.0.0.1:2379

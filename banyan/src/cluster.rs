@@ -215,6 +215,16 @@ impl Cluster {
         }
     }
 
+    /// Whether an operator has drained this node, as far as its run has heard.
+    pub(crate) fn is_drained(&self) -> bool {
+        let run = self.run.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        run.is_some_and(|run| {
+            let view = run.view();
+            let view = view.borrow();
+            view.target.as_ref().is_some_and(|target| target.drained().contains(&view.me.node))
+        })
+    }
+
     /// Why the node's runs have ended by themselves, if they have.
     pub(crate) fn failed(&mut self) -> Option<Failure> {
         let failed = *self.status.borrow() == Status::Failed;
