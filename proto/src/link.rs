@@ -10,9 +10,11 @@ use crate::event::LoggedEvent;
 use crate::id::{Epoch, Incarnation, LogId, Origin, RoomId, Seq, SlotId, UserId};
 use crate::v1;
 
-/// One end of a link as shards know it: a gateway worker, or the HTTP part of a gateway.
+/// One end of a link as shards know it: a gateway worker, or the HTTP part of a gateway. Within a run of a shard a number is
+/// never used for a second end, nor for the next life of the same one: answers to the one before may still be on their
+/// way, and a gateway that has started anew counts its tickets from the beginning.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct LinkId(pub u16);
+pub struct LinkId(pub u32);
 
 /// Names a question on its link; the answer carries it back. Chosen by who asks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -9,18 +9,15 @@ use banyan_proto::link::{FromShard, LinkId, ToShardBatch};
 use banyan_router::{SlotCount, slot_of, user_slot, worker_of};
 use banyan_shard_core::room::HandedRoom;
 use banyan_shard_core::worker::{Input, SlotOpening};
+use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
-use tokio::sync::{mpsc, oneshot};
 
 /// What comes to a worker over the links, in order.
 #[derive(Debug)]
 pub(crate) enum Message {
     Batch(ToShardBatch),
     /// Nothing of the link follows.
-    Gone {
-        link: LinkId,
-        forgotten: oneshot::Sender<()>,
-    },
+    Gone(LinkId),
 }
 
 /// What a worker is told beside the links. It takes all that is there before it takes a [`Message`]: so who was told first
@@ -167,8 +164,8 @@ impl Handle {
         }
     }
 
-    /// Tells every worker where what it says to a link goes: before anything of that link. The number must be free: never
-    /// used, or [`Handle::link_gone`] has returned for it.
+    /// Tells every worker where what it says to a link goes: before anything of that link. The number must never have
+    /// been used.
     pub fn open_link(&self, link: LinkId, sender: &mpsc::Sender<Vec<FromShard>>) {
         for worker in 0..self.workers() {
             self.order(worker, Order::Opened { link, sender: sender.clone() });
@@ -190,14 +187,11 @@ impl Handle {
         self.0.stalled.load(Ordering::Relaxed)
     }
 
-    /// Nobody is at the other end of a link any more. Comes back when no worker knows of it.
+    /// Nobody is at the other end of a link any more.
     pub async fn link_gone(&self, link: LinkId) {
         for inbox in &self.0.inboxes {
-            let (forgotten, done) = oneshot::channel();
-            if inbox.send(Message::Gone { link, forgotten }).await.is_ok() {
-                // A worker that ends meanwhile forgets everything.
-                done.await.ok();
-            }
+            // A worker that has ended has forgotten everything.
+            inbox.send(Message::Gone(link)).await.ok();
         }
     }
 

@@ -5,7 +5,7 @@
 //! one batch. A fence read that the store answers at once passes in the same turn.
 //! Does not: decide anything.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::future::pending;
 use std::sync::Arc;
 use std::time::Duration;
@@ -40,7 +40,7 @@ const LINK_RETRY_MS: u64 = 5;
 /// A worker of a node among others has a turn at least so often: half of what the node looks for.
 const TICK_MS: u64 = 100;
 /// The link of what workers say to each other; nothing is ever answered to it.
-const PEER: LinkId = LinkId(u16::MAX);
+const PEER: LinkId = LinkId(u32::MAX);
 
 /// Runs the rooms of its slots.
 pub struct Worker {
@@ -56,8 +56,7 @@ pub struct Worker {
     tasks: JoinSet<Finished>,
     /// Bound: what rooms may have under way, and one for each list of rooms that was asked for (which gateways bound).
     waiting: VecDeque<BoxFuture<'static, Finished>>,
-    /// By number.
-    links: Vec<Option<mpsc::Sender<Vec<FromShard>>>>,
+    links: BTreeMap<LinkId, mpsc::Sender<Vec<FromShard>>>,
     /// Links that have not taken their last batch.
     full: Vec<LinkId>,
     metrics: Metrics,
@@ -143,7 +142,7 @@ impl Worker {
             done,
             tasks: JoinSet::new(),
             waiting: VecDeque::new(),
-            links: links.into_iter().map(Some).collect(),
+            links: (0..).map(LinkId).zip(links).collect(),
             full: Vec::new(),
             metrics: Metrics::new(index),
             started: Instant::now(),
@@ -418,19 +417,16 @@ impl Worker {
     }
 
     fn link(&self, link: LinkId) -> Option<&mpsc::Sender<Vec<FromShard>>> {
-        self.links.get(usize::from(link.0))?.as_ref()
+        self.links.get(&link)
     }
 
     fn message(&mut self, message: Message) {
         match message {
             Message::Batch(batch) => self.batch(batch),
-            Message::Gone { link, forgotten } => {
-                if let Some(sender) = self.links.get_mut(usize::from(link.0)) {
-                    *sender = None;
-                }
+            Message::Gone(link) => {
+                self.links.remove(&link);
                 self.full.retain(|full| *full != link);
                 self.input(Input::LinkGone(link));
-                forgotten.send(()).ok();
             }
         }
     }
@@ -445,11 +441,7 @@ impl Worker {
         match order {
             Order::Slot(slot, order) => self.input(order.into_input(slot)),
             Order::Opened { link, sender } => {
-                let at = usize::from(link.0);
-                if self.links.len() <= at {
-                    self.links.resize(at + 1, None);
-                }
-                self.links[at] = Some(sender);
+                self.links.insert(link, sender);
             }
         }
     }

@@ -75,7 +75,9 @@ impl World {
     }
 
     fn post(&self, worker: usize, link: u16, message: ToShard) {
-        self.handle.try_send(worker, ToShardBatch { link: LinkId(link), messages: vec![message] }).unwrap();
+        self.handle
+            .try_send(worker, ToShardBatch { link: LinkId(link.into()), messages: vec![message] })
+            .unwrap();
     }
 
     fn call(&mut self, link: u16, user: &str, room_id: &str, command: RoomCommand) -> Ticket {

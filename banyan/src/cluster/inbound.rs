@@ -1,9 +1,8 @@
 //! What other nodes say to this one: links of their gateways to our owners of rooms, and what nodes say to each other.
 //!
-//! Owns: the numbers of links that others opened. Always holds: a link belongs to the run under which it was opened; a
-//! number is given again only when every worker has forgotten whose it was.
+//! Owns: the numbers of links that others opened. Always holds: a link belongs to the run under which it was opened; no
+//! number is given twice, since what was meant for the link before could still be on its way.
 
-use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use banyan_proto::link::{FromShard, LinkId, ToShard, ToShardBatch};
@@ -25,7 +24,8 @@ pub(crate) struct Doors(Arc<Mutex<State>>);
 #[derive(Debug)]
 struct State {
     run: Option<Run>,
-    numbers: Numbers,
+    /// Of the next link.
+    next: u32,
 }
 
 /// Whom other nodes find here now.
@@ -35,31 +35,11 @@ pub(crate) struct Run {
     pub(crate) ring: RunnerHandle,
 }
 
-#[derive(Debug)]
-struct Numbers {
-    taken: BTreeSet<u16>,
-    /// Below are those of this process.
-    first: u16,
-}
-
-impl Numbers {
-    /// For each end of another process; `None`: there are not so many left.
-    fn take(&mut self, count: usize) -> Option<Vec<u16>> {
-        let free = (self.first..u16::MAX).filter(|number| !self.taken.contains(number));
-        let found: Vec<u16> = free.take(count).collect();
-        (found.len() == count).then(|| {
-            self.taken.extend(&found);
-            found
-        })
-    }
-}
-
 impl Doors {
     /// `local`: links of this process.
     pub(crate) fn new(local: usize) -> Self {
-        let first = u16::try_from(local).unwrap_or(u16::MAX);
-        let numbers = Numbers { taken: BTreeSet::new(), first };
-        Self(Arc::new(Mutex::new(State { run: None, numbers })))
+        // At most a few hundred.
+        Self(Arc::new(Mutex::new(State { run: None, next: local as u32 })))
     }
 
     /// From now on others are let in to this run; those who spoke to the one before are sent away by its port.
@@ -82,24 +62,27 @@ impl Accept for Doors {
         let Some(run) = state.run.clone() else {
             return Err("this node is between two runs".to_owned());
         };
-        let Some(numbers) = state.numbers.take(outs.len()) else {
-            return Err("this node has no numbers left for links".to_owned());
+        let first = state.next;
+        // The last number is what workers call each other by. A process that was reached so often starts anew.
+        let Some(next) = first.checked_add(outs.len() as u32).filter(|next| *next < u32::MAX) else {
+            return Err("this node has no numbers left for links: restart it".to_owned());
         };
-        for (number, out) in numbers.iter().zip(&outs) {
-            run.handle.open_link(LinkId(*number), out);
+        state.next = next;
+        let links: Vec<LinkId> = (first..next).map(LinkId).collect();
+        for (link, out) in links.iter().zip(&outs) {
+            run.handle.open_link(*link, out);
         }
-        Ok(Arc::new(Guest { doors: self.clone(), run, from: peer.peer.clone(), numbers }))
+        Ok(Arc::new(Guest { run, from: peer.peer.clone(), links }))
     }
 }
 
 /// One process that has opened its links to us.
 #[derive(Debug)]
 struct Guest {
-    doors: Doors,
     run: Run,
     from: Peer,
     /// By its own number of an end.
-    numbers: Vec<u16>,
+    links: Vec<LinkId>,
 }
 
 impl Guest {
@@ -111,7 +94,7 @@ impl Guest {
 
 impl Inbound for Guest {
     fn to_shard(&self, end: LinkId, messages: Vec<Asked>) -> Vec<Asked> {
-        let Some(link) = self.numbers.get(usize::from(end.0)).copied().map(LinkId) else { return Vec::new() };
+        let Some(link) = self.links.get(end.0 as usize).copied() else { return Vec::new() };
         let handle = &self.run.handle;
         let now = Instant::now();
         let mut parts: Vec<Vec<Asked>> = (0..handle.workers()).map(|_| Vec::new()).collect();
@@ -161,14 +144,11 @@ impl Inbound for Guest {
     }
 
     fn closed(&self) {
-        let (doors, handle, numbers) = (self.doors.clone(), self.run.handle.clone(), self.numbers.clone());
+        let (handle, links) = (self.run.handle.clone(), self.links.clone());
+        // Until there is room in a worker's inbox what it says to the link goes nowhere.
         tokio::spawn(async move {
-            for number in &numbers {
-                handle.link_gone(LinkId(*number)).await;
-            }
-            let mut state = doors.state();
-            for number in numbers {
-                state.numbers.taken.remove(&number);
+            for link in links {
+                handle.link_gone(link).await;
             }
         });
     }
@@ -184,21 +164,5 @@ fn worker_of(handle: &Handle, message: &ToShard) -> usize {
         | ToShard::UserOffline { user }
         | ToShard::UserRooms { user, .. }
         | ToShard::Notify { user, .. } => handle.worker_of_user(user.as_str()),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn numbers_of_links_are_given_once() {
-        let mut numbers = Numbers { taken: BTreeSet::new(), first: 3 };
-        assert_eq!(numbers.take(2), Some(vec![3, 4]));
-        assert_eq!(numbers.take(2), Some(vec![5, 6]));
-        numbers.taken.remove(&4);
-        assert_eq!(numbers.take(2), Some(vec![4, 7]));
-        assert_eq!(numbers.take(usize::from(u16::MAX)), None);
-        assert_eq!(numbers.take(1), Some(vec![8]), "nothing was taken by who got nothing");
     }
 }

@@ -118,7 +118,7 @@ impl Switchboard {
             links_changed: Arc::new(Notify::new()),
             // Workers are at most 256.
             local: parts.workers as u16,
-            push_end: LinkId(u16::try_from(end).unwrap_or(u16::MAX)),
+            push_end: LinkId(end as u32),
             lost_pushes: metrics::counter!("banyan_cluster_pushes_lost_total"),
         });
         let board = Self(shared);
@@ -292,7 +292,7 @@ impl Events for Wire {
     fn messages(&self, end: LinkId, messages: Vec<FromShard>) -> BoxFuture<'_, ()> {
         async move {
             // An end that is not ours, or no longer there: nobody waits for it.
-            if let Some(inbox) = self.inboxes.get(usize::from(end.0)) {
+            if let Some(inbox) = self.inboxes.get(end.0 as usize) {
                 inbox.send(messages).await.ok();
             }
         }

@@ -99,7 +99,7 @@ impl Gateways {
         let accounts = accounts(config, store)?;
         let started = Instant::now();
         let rates = Arc::new(Buckets::new(BUCKETS, sends(config)));
-        let backend_link = LinkId(u16::try_from(workers).unwrap_or(u16::MAX));
+        let backend_link = LinkId(workers as u32);
         let backend = Backend::new(backend::Options::new(backend_link), shards, accounts.clone());
         let aside = Aside::new(tokio::runtime::Handle::current(), backend.clone(), controls.clone());
         let admission = Arc::new(Admission::new(
@@ -146,7 +146,7 @@ impl Gateways {
         for (number, (listener, control)) in listeners.into_iter().zip(control_inboxes).enumerate() {
             let Some(inbox) = inboxes.next() else { break };
             let deps = Deps {
-                link: LinkId(u16::try_from(number).unwrap_or(u16::MAX)),
+                link: LinkId(number as u32),
                 routes: routes.clone(),
                 inbox,
                 control,

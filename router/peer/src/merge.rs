@@ -37,7 +37,7 @@ struct Waiting {
 /// Takes everything out of `queues` (by end) and says it.
 pub(crate) fn merge(queues: &mut [VecDeque<FromShard>], mut say: impl FnMut(&[LinkId], FromShard)) {
     // Ends are numbered by u16.
-    let id = |end: usize| LinkId(end as u16);
+    let id = |end: usize| LinkId(end as u32);
     let busy: Vec<usize> = (0..queues.len()).filter(|end| !queues[*end].is_empty()).collect();
     if let [end] = busy[..] {
         queues[end].drain(..).for_each(|message| say(&[id(end)], message));
@@ -75,7 +75,7 @@ pub(crate) fn merge(queues: &mut [VecDeque<FromShard>], mut say: impl FnMut(&[Li
                 let ends = waiting.remove(&key).map(|wait| wait.here).unwrap_or_default();
                 release(queues, &ends, &mut say);
                 // This end goes on; the others after it.
-                ready.extend(ends.iter().map(|end| usize::from(end.0)).filter(|other| *other != end).rev());
+                ready.extend(ends.iter().map(|end| end.0 as usize).filter(|other| *other != end).rev());
             }
         }
         // Ends wait for each other in a circle (two workers said two things to two ends in different order): the first of
@@ -84,7 +84,7 @@ pub(crate) fn merge(queues: &mut [VecDeque<FromShard>], mut say: impl FnMut(&[Li
         let key = queues[end].front().and_then(shared);
         let ends = key.and_then(|key| waiting.remove(&key)).map_or_else(|| vec![id(end)], |wait| wait.here);
         release(queues, &ends, &mut say);
-        ready.extend(ends.iter().rev().map(|end| usize::from(end.0)));
+        ready.extend(ends.iter().rev().map(|end| end.0 as usize));
     }
 }
 
@@ -92,7 +92,7 @@ pub(crate) fn merge(queues: &mut [VecDeque<FromShard>], mut say: impl FnMut(&[Li
 fn release(queues: &mut [VecDeque<FromShard>], ends: &[LinkId], say: &mut impl FnMut(&[LinkId], FromShard)) {
     let mut last = None;
     for end in ends {
-        last = queues[usize::from(end.0)].pop_front();
+        last = queues[end.0 as usize].pop_front();
     }
     if let Some(message) = last {
         say(ends, message);
@@ -128,7 +128,7 @@ mod tests {
         let mut count = 0;
         merge(&mut waiting, |ends, message| {
             count += 1;
-            ends.iter().for_each(|end| got[usize::from(end.0)].push(message.clone()));
+            ends.iter().for_each(|end| got[end.0 as usize].push(message.clone()));
         });
         // Equal content is not enough: the same place.
         for (got, want) in got.iter().zip(queues) {

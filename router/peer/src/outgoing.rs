@@ -397,7 +397,7 @@ impl Dialler {
                 }
                 let mut by_end: BTreeMap<LinkId, Vec<FromShard>> = BTreeMap::new();
                 for (ends, message) in read.from_shard {
-                    if let Some(end) = ends.iter().find(|end| end.0 >= self.me.links) {
+                    if let Some(end) = ends.iter().find(|end| end.0 >= u32::from(self.me.links)) {
                         return Why::Protocol(format!("it spoke to link {}, which is not there", end.0));
                     }
                     let (last, others) = match ends.split_last() {
@@ -429,7 +429,7 @@ impl Dialler {
                 counted.count(frame.len(), pages.len());
                 drop(frame);
                 for page in pages {
-                    if page.end.0 >= self.me.links {
+                    if page.end.0 >= u32::from(self.me.links) {
                         return Why::Protocol(format!("it spoke to link {}, which is not there", page.end.0));
                     }
                     // A page is never early.

@@ -46,7 +46,7 @@ fn page(n: u64, bytes: usize) -> FromShard {
 }
 
 fn batch(end: u16, messages: Vec<ToShard>) -> ToShardBatch {
-    ToShardBatch { link: LinkId(end), messages }
+    ToShardBatch { link: LinkId(end.into()), messages }
 }
 
 fn question(ticket: u64) -> ToShard {

@@ -497,7 +497,7 @@ impl World {
 
     /// A gateway's worker and its backend are links of their own to the node.
     pub fn node_hears(&mut self, number: u8, gateway: u8, lane: u8, messages: Vec<ToShard>) {
-        let link = LinkId(u16::from(gateway) * 2 + u16::from(lane));
+        let link = LinkId(u32::from(gateway) * 2 + u32::from(lane));
         for message in messages {
             self.note_question(number, gateway, &message);
             self.shard(number, Input::Link { link, message });
@@ -509,7 +509,7 @@ impl World {
         let (gateway, node) = self.ends_of(at);
         self.links[usize::from(at)].node_end = false;
         for lane in [0, 1] {
-            self.shard(node, Input::LinkGone(LinkId(u16::from(gateway) * 2 + lane)));
+            self.shard(node, Input::LinkGone(LinkId(u32::from(gateway) * 2 + lane)));
         }
         self.turn(Who::Node(node));
     }
@@ -568,7 +568,7 @@ impl World {
             let link = &mut self.links[usize::from(at)];
             if link.node_end && std::mem::replace(&mut link.full[usize::from(lane)], false) {
                 // Told when the node runs: a frozen one sees it later.
-                let id = LinkId(u16::from(gateway) * 2 + u16::from(lane));
+                let id = LinkId(u32::from(gateway) * 2 + u32::from(lane));
                 let run = self.nodes[usize::from(node)].process.run;
                 self.schedule.after(10, Event::LinkTook { node, run, link: id });
             }
@@ -612,7 +612,7 @@ impl World {
             PeerMessage::Ready(by) => self.router(number, node::Input::Ready { incarnation: by.incarnation }),
             PeerMessage::Notify { user, push } => {
                 // No gateway has this number.
-                let link = LinkId(u16::MAX);
+                let link = LinkId(u32::MAX);
                 self.shard(number, Input::Link { link, message: ToShard::Notify { user, push } });
             }
         }

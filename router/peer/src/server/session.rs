@@ -282,7 +282,7 @@ impl Session {
             if notify && !self.peer.is_shard() {
                 return Err(self.not_allowed("tell users' channels"));
             }
-            if !notify && end.0 >= self.peer.links {
+            if !notify && end.0 >= u32::from(self.peer.links) {
                 return Err(Why::Protocol(format!("it has no link {}", end.0)));
             }
             let question = matches!(message, ToShard::Room { .. } | ToShard::Pull { .. });
@@ -296,7 +296,7 @@ impl Session {
             let answer = Answer::Error(Box::new(error));
             let answer = FromShard::Answer { ticket, epoch: Epoch(0), answer };
             // Full: it will have said 108 by itself.
-            if self.outs.get(usize::from(end.0)).is_none_or(|out| out.try_send(vec![answer]).is_err()) {
+            if self.outs.get(end.0 as usize).is_none_or(|out| out.try_send(vec![answer]).is_err()) {
                 metrics::full("message", 1);
             }
         }

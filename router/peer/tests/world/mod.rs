@@ -298,7 +298,7 @@ impl Events for Recorder {
             {
                 sleep(Duration::from_millis(5)).await;
             }
-            self.messages.lock().unwrap()[usize::from(end.0)].extend(messages);
+            self.messages.lock().unwrap()[end.0 as usize].extend(messages);
             self.changed.notify_waiters();
         })
     }

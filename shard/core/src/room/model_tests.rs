@@ -274,7 +274,7 @@ impl<'a> World<'a> {
         let Message { user, id, since, .. } = self.messages[message].clone();
         let send = v1::Send { client_msg_id: id, since, text: Some(body.clone()), ..v1::Send::default() };
         // Some of them on the link of the subscriber.
-        let link = LinkId(1 + u16::from(!message.is_multiple_of(4)));
+        let link = LinkId(1 + u32::from(!message.is_multiple_of(4)));
         self.pose(user, RoomCommand::Send(send), Question::Send { message, body }, link);
     }
 

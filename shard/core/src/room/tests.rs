@@ -177,7 +177,7 @@ impl Bench {
             origin: Origin(u64::from(link)),
             command,
         };
-        self.input(Input::Call { link: LinkId(link), call: Box::new(call) })
+        self.input(Input::Call { link: LinkId(link.into()), call: Box::new(call) })
     }
 
     pub(super) fn done(&mut self) -> String {

@@ -743,7 +743,7 @@ fn user_channels_go_with_their_slot_and_are_stated_again() {
     let pushes = |world: &mut World| {
         world.said.clear();
         let notify = ToShard::Notify { user: bob.clone(), push: Arc::clone(&push) };
-        world.input(Input::Link { link: LinkId(u16::MAX), message: notify });
+        world.input(Input::Link { link: LinkId(u32::MAX), message: notify });
         world.said.len()
     };
     world.input(Input::Link { link: LINK, message: online() });
