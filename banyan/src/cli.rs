@@ -2,9 +2,11 @@
 
 use std::ffi::OsString;
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use banyan_router::slot_key::NodeId;
 use clap::{Args, Parser, Subcommand};
 
 use crate::config::{self, Flag};
@@ -21,7 +23,7 @@ Settings come from defaults, then --config FILE, then variables BANYAN_SECTION__
 
 Exit codes:
   0   done; for serve: stopped by a signal, drained
-  1   no: not ready (healthcheck), not valid (checktoken)
+  1   no: not ready (healthcheck), not valid (checktoken), would not last (ring)
   64  the command line or the configuration is wrong
   69  something needed is not to be had, such as the port
   70  a bug in banyan; please report what it printed
@@ -81,6 +83,12 @@ pub(crate) enum Command {
     /// Makes the cluster's own authority, if the directory has none, and a certificate for each node. Nothing is overwritten.
     #[command(after_long_help = GENCERTS_HELP)]
     Gencerts(Gencerts),
+    /// The ring of a cluster: who owns which slot, what would move, changes by hand, recovery
+    #[command(subcommand, after_long_help = RING_HELP)]
+    Ring(Ring),
+    /// The nodes of a cluster: who is there, and taking slots away from one
+    #[command(subcommand, after_long_help = NODE_HELP)]
+    Node(NodeCommand),
     /// Ask a running node on this machine whether it is ready
     #[command(after_long_help = HEALTHCHECK_HELP)]
     Healthcheck(Healthcheck),
@@ -165,6 +173,46 @@ Exit codes:
   0   the files are made
   64  the command line is wrong
   74  a file is there already, or cannot be written";
+
+const RING_HELP: &str = "\
+Rooms hash to slots, slots belong to nodes. The target says who should own a slot; ownership follows it within
+milliseconds, while people talk. Needs etcd (--etcd, or cluster.etcd in --config FILE); can be run from any machine.
+
+Examples:
+  banyan ring show --etcd http://10.0.0.1:2379         shares, what is moving, a map of all slots
+  banyan ring where general ~alice                     who owns a room, who a user's channel
+  banyan ring plan --join d --join e:200               what would move if d and e came; changes nothing
+  banyan ring plan --leave a                           what would move if a left
+  banyan ring move 17 100-120 --to b                   now, and wherever the ring puts them later
+  banyan ring pin 17 --to b                            there for as long as b is there
+  banyan ring history 17 --scylla 10.0.0.1:9042        its owners, newest first
+  banyan ring recover --scylla 10.0.0.1:9042           after etcd was restored from an old snapshot
+  banyan ring show --json | jq '.slots[] | select(.owner != .wanted)'
+
+Exit codes:
+  0   done
+  1   no: it would not last, or has not moved in time; the line says which
+  64  the command line or the configuration is wrong; no such node, slot or room
+  69  etcd or the store does not answer; there is no such cluster
+  74  a newer release wrote what is there";
+
+const NODE_HELP: &str = "\
+A drained node owns no slots and gets none, across its restarts, until it is undrained; its clients stay, and its
+/readyz says 503. To stop a node SIGTERM is enough: it gives its slots away by itself, then sends its clients to others.
+
+Examples:
+  banyan node list --etcd http://10.0.0.1:2379
+  banyan node list --json | jq -r '.[] | select(.state != \"up\") | .node'
+  banyan node drain b                  returns once its slots are elsewhere
+  banyan node drain b --no-wait
+  banyan node undrain b
+
+Exit codes:
+  0   done
+  1   no: nobody is left to take the slots, or they have not moved in time
+  64  the command line or the configuration is wrong; no such node
+  69  etcd does not answer; there is no such cluster
+  74  a newer release wrote what is there";
 
 const HEALTHCHECK_HELP: &str = "\
 Asks GET /readyz on the ops port and prints the answer. For container health checks, which have no curl.
@@ -301,6 +349,230 @@ pub(crate) enum Schema {
     },
 }
 
+/// Where a cluster's etcd is.
+#[derive(Debug, Args)]
+pub(crate) struct Reach {
+    /// Read settings from this TOML file, as serve does
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Servers of etcd, with commas (cluster.etcd)
+    #[arg(long, value_name = "URL,…")]
+    etcd: Option<OsString>,
+    /// The cluster's name [default: banyan] (cluster.name)
+    #[arg(long, value_name = "NAME")]
+    cluster: Option<OsString>,
+}
+
+impl Reach {
+    /// With servers of the store, if the command takes some.
+    pub(crate) fn load(&self, scylla: Option<&OsString>) -> Result<config::Loaded, Failure> {
+        let settings = Settings {
+            config: self.config.clone(),
+            etcd: self.etcd.clone(),
+            cluster: self.cluster.clone(),
+            scylla: scylla.cloned(),
+            ..Settings::default()
+        };
+        settings.load_for_command()
+    }
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Ring {
+    /// Nodes with their slots, what is moving, whether ownership is frozen and why; on a terminal a map of all slots
+    #[command(
+        after_long_help = "Examples:\n  banyan ring show\n  banyan ring show --json | jq '.nodes[] | {node, owned}'"
+    )]
+    Show(RingShow),
+    /// In which slot a room or a user's channel lives, and who owns it
+    #[command(
+        after_long_help = "Examples:\n  banyan ring where general\n  banyan ring where general dm.x ~alice --json"
+    )]
+    Where(RingWhere),
+    /// What would move if nodes came or went. Changes nothing
+    #[command(
+        after_long_help = "Examples:\n  banyan ring plan --join d\n  banyan ring plan --join d:200 --leave a --slots\n  banyan ring plan --join b:50        another weight for b, which is there"
+    )]
+    Plan(RingPlan),
+    /// Move slots to a node; later joins and leaves may move them on
+    #[command(
+        after_long_help = "Examples:\n  banyan ring move 17 --to b\n  banyan ring move 17 100-120 --to b --dry-run"
+    )]
+    Move(RingTo),
+    /// Bind slots to a node for as long as it is there
+    #[command(after_long_help = "Examples:\n  banyan ring pin 17 --to b\n  banyan ring unpin 17")]
+    Pin(RingTo),
+    /// Let the ring place slots again that were bound to a node
+    #[command(after_long_help = "Examples:\n  banyan ring unpin 17\n  banyan ring unpin 0-4095")]
+    Unpin(RingUnpin),
+    /// The owners of a slot, newest first: from etcd's history, and from the store
+    #[command(
+        after_long_help = "Examples:\n  banyan ring history 17 --scylla 10.0.0.1:9042\n  banyan ring history 17 --limit 100 --json"
+    )]
+    History(RingHistory),
+    /// Make ownership right again after etcd was restored from an old snapshot. Asks first
+    #[command(
+        after_long_help = "Examples:\n  banyan ring recover --scylla 10.0.0.1:9042         explains what it will do, and asks\n  banyan ring recover --scylla 10.0.0.1:9042 --yes"
+    )]
+    Recover(RingRecover),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RingShow {
+    /// The map also where standard output is no terminal
+    #[arg(long)]
+    pub(crate) map: bool,
+    /// As JSON: cluster, revision, frozen, nodes, slots [{slot, owner, wanted, epoch, pinned}]
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) reach: Reach,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RingWhere {
+    /// Ids of rooms, or ~USER for users' channels
+    #[arg(value_name = "ROOM|~USER", required = true)]
+    pub(crate) rooms: Vec<String>,
+    /// As JSON: [{room, slot, owner {node, incarnation, epoch, address}, last_owner, wanted, pinned}]
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) reach: Reach,
+}
+
+/// Of a node that names none; as cluster.weight.
+pub(crate) const DEFAULT_WEIGHT: u32 = 100;
+
+/// A node that would come.
+#[derive(Debug, Clone)]
+pub(crate) struct Joiner {
+    pub(crate) node: NodeId,
+    pub(crate) weight: Option<u32>,
+}
+
+#[derive(Debug, Args)]
+#[group(id = "who", required = true, multiple = true, args = ["join", "leave"])]
+pub(crate) struct RingPlan {
+    /// A node that would come [default weight: 100]; may be repeated
+    #[arg(long, value_name = "NAME[:WEIGHT]", value_parser = joiner)]
+    pub(crate) join: Vec<Joiner>,
+    /// A node that would go; may be repeated
+    #[arg(long, value_name = "NAME", value_parser = node_id)]
+    pub(crate) leave: Vec<NodeId>,
+    /// Name each slot that would move
+    #[arg(long)]
+    pub(crate) slots: bool,
+    /// As JSON: moved, nodes, by_pair, moves [{slot, from, to}]
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) reach: Reach,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RingChange {
+    /// Slots: numbers, or ranges as 100-120
+    #[arg(value_name = "SLOT", required = true, value_parser = slot_range)]
+    pub(crate) slots: Vec<RangeInclusive<u16>>,
+    /// Say what would move, and change nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// How long to wait until the slots are there
+    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = duration)]
+    pub(crate) wait: Duration,
+    /// Do not wait
+    #[arg(long, conflicts_with = "wait")]
+    pub(crate) no_wait: bool,
+    /// As JSON: moved, nodes, by_pair, moves [{slot, from, to}]
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) reach: Reach,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RingTo {
+    /// The node that is to own them
+    #[arg(long, value_name = "NODE", value_parser = node_id)]
+    pub(crate) to: NodeId,
+    #[command(flatten)]
+    pub(crate) change: RingChange,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RingUnpin {
+    #[command(flatten)]
+    pub(crate) change: RingChange,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RingHistory {
+    /// The slot; `banyan ring where` names that of a room
+    #[arg(value_name = "SLOT")]
+    pub(crate) slot: u16,
+    /// At most so many owners
+    #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub(crate) limit: u32,
+    /// As JSON: slot, etcd [{revision, epoch, generation, owner, incarnation, replaced}], store
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Servers of ScyllaDB, with commas: asked too, if named (scylla.nodes)
+    #[arg(long, value_name = "HOST:PORT,…")]
+    pub(crate) scylla: Option<OsString>,
+    #[command(flatten)]
+    pub(crate) reach: Reach,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RingRecover {
+    /// Go on without being asked
+    #[arg(long)]
+    pub(crate) yes: bool,
+    /// Servers of ScyllaDB, with commas (scylla.nodes)
+    #[arg(long, value_name = "HOST:PORT,…")]
+    pub(crate) scylla: Option<OsString>,
+    #[command(flatten)]
+    pub(crate) reach: Reach,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum NodeCommand {
+    /// Who is there: roles, state, weight, slots, address, release
+    List {
+        /// As JSON: [{node, state, roles, weight, slots, wanted, address, incarnation, release}]
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        reach: Reach,
+    },
+    /// Take a node's slots away, and give it none until it is undrained
+    Drain(NodeDrain),
+    /// Give a drained node slots again
+    Undrain {
+        /// Its server.node_id
+        #[arg(value_name = "NODE", value_parser = node_id)]
+        node: NodeId,
+        #[command(flatten)]
+        reach: Reach,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct NodeDrain {
+    /// Its server.node_id
+    #[arg(value_name = "NODE", value_parser = node_id)]
+    pub(crate) node: NodeId,
+    /// How long to wait until its slots are elsewhere
+    #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = duration)]
+    pub(crate) wait: Duration,
+    /// Do not wait
+    #[arg(long, conflicts_with = "wait")]
+    pub(crate) no_wait: bool,
+    #[command(flatten)]
+    pub(crate) reach: Reach,
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct Gencerts {
     /// Names of nodes, as their server.node_id
@@ -408,6 +680,30 @@ impl Healthcheck {
         };
         Ok(settings.load()?.config.server.ops_listen)
     }
+}
+
+fn node_id(text: &str) -> Result<NodeId, String> {
+    NodeId::parse(text).map_err(|error| error.to_string())
+}
+
+fn joiner(text: &str) -> Result<Joiner, String> {
+    let (name, weight) = match text.split_once(':') {
+        Some((name, weight)) => (name, Some(weight)),
+        None => (text, None),
+    };
+    let weight = weight.map(|weight| {
+        let number = weight.parse::<u32>().ok().filter(|number| (1..=10_000).contains(number));
+        number.ok_or_else(|| "the weight must be a whole number from 1 to 10000".to_owned())
+    });
+    Ok(Joiner { node: node_id(name)?, weight: weight.transpose()? })
+}
+
+fn slot_range(text: &str) -> Result<RangeInclusive<u16>, String> {
+    let (first, last) = text.split_once('-').unwrap_or((text, text));
+    let range = first.parse().ok().zip(last.parse().ok()).filter(|(first, last)| first <= last);
+    range
+        .map(|(first, last)| first..=last)
+        .ok_or_else(|| "must be a slot such as 17, or a range such as 100-120".to_owned())
 }
 
 fn duration(text: &str) -> Result<Duration, String> {

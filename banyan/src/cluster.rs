@@ -7,6 +7,7 @@
 
 mod around;
 mod inbound;
+mod rows;
 mod switchboard;
 
 use std::collections::BTreeMap;
@@ -42,6 +43,7 @@ use crate::node::{Ends, Hands, shard_options, slot};
 use crate::version::VERSION;
 use around::Around;
 use inbound::{Doors, Run};
+pub(crate) use rows::Rows;
 use switchboard::{Died, Parts, Switchboard};
 
 /// Changes of the ring that wait for the switchboard; above that, they wait in etcd.
@@ -213,6 +215,16 @@ impl Cluster {
         }
     }
 
+    /// Whether an operator has drained this node, as far as its run has heard.
+    pub(crate) fn is_drained(&self) -> bool {
+        let run = self.run.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        run.is_some_and(|run| {
+            let view = run.view();
+            let view = view.borrow();
+            view.target.as_ref().is_some_and(|target| target.drained().contains(&view.me.node))
+        })
+    }
+
     /// Why the node's runs have ended by themselves, if they have.
     pub(crate) fn failed(&mut self) -> Option<Failure> {
         let failed = *self.status.borrow() == Status::Failed;
@@ -264,8 +276,8 @@ fn founding(config: &Config) -> Result<Founding, Failure> {
     })
 }
 
-/// Connects to etcd. Waits for it.
-async fn connect(config: &Config) -> Result<Etcd, Failure> {
+/// Where etcd is, and how it is spoken to.
+pub(crate) fn etcd_options(config: &Config) -> Result<servers::Options, Failure> {
     let cluster = &config.cluster;
     let read = |path: &std::path::PathBuf| {
         std::fs::read(path).map_err(|error| {
@@ -279,13 +291,18 @@ async fn connect(config: &Config) -> Result<Etcd, Failure> {
         (_, _) => None,
     };
     let login = cluster.etcd_user.clone().zip(cluster.etcd_password.0.clone());
-    let options = servers::Options {
-        // Nodes do not all ask the same server first.
+    Ok(servers::Options {
+        // Not everybody asks the same server first.
         first: uuid::Uuid::new_v4().as_u128() as usize,
         user: login.map(|(name, password)| servers::User { name, password }),
         tls: ca.map(|ca| servers::Tls { ca, identity, domain: None }),
         ..servers::Options::new(cluster.etcd.clone(), &cluster.name)
-    };
+    })
+}
+
+/// Connects to etcd. Waits for it.
+async fn connect(config: &Config) -> Result<Etcd, Failure> {
+    let options = etcd_options(config)?;
     let mut said = false;
     loop {
         match Etcd::connect(options.clone()).await {
@@ -490,7 +507,7 @@ impl Runs {
         let owners = self.roles.shard.then(|| self.owners(incarnation, &over));
         let handle = owners.as_ref().map(|owners| owners.handle.clone());
         let around = Arc::new(Around {
-            store: Arc::clone(&self.store),
+            rows: Rows(Arc::clone(&self.store)),
             board: self.board.clone(),
             handle: handle.clone(),
             drained: Mutex::new(BTreeMap::new()),

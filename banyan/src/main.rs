@@ -11,13 +11,16 @@ mod heap;
 mod log_queue;
 mod metrics;
 mod node;
+mod node_cmd;
 mod ops;
 mod output;
 mod page;
 mod process;
 mod readiness;
+mod ring_cmd;
 mod schema_cmd;
 mod serve;
+mod table;
 mod telemetry;
 mod token_cmd;
 mod version;
@@ -56,6 +59,8 @@ fn run(command: Command) -> Result<(), Failure> {
         }
         Command::Schema(asked) => schema_cmd::run(&asked),
         Command::Gencerts(asked) => certs_cmd::run(&asked),
+        Command::Ring(asked) => ring_cmd::run(&asked),
+        Command::Node(asked) => node_cmd::run(&asked),
         Command::Healthcheck(asked) => healthcheck::run(asked.address()?, asked.timeout),
     }
 }

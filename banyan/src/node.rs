@@ -115,6 +115,14 @@ impl Node {
         ring.or_else(|| self.store.degraded())
     }
 
+    /// Whether an operator has drained it.
+    pub(crate) fn is_drained(&self) -> bool {
+        match &self.owners {
+            Owners::Alone(_) => false,
+            Owners::Cluster(cluster) => cluster.is_drained(),
+        }
+    }
+
     /// Resolves when a part ends by itself, which it never should.
     pub(crate) async fn failed(&mut self) -> Failure {
         loop {

@@ -117,7 +117,9 @@ fn ready(state: &State) -> Response<Full<Bytes>> {
     let status = if state.serves() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     let body = match state {
         State::Degraded { why } => json!({ "status": state.word(), "why": why }),
-        State::Starting | State::Ready | State::Draining => json!({ "status": state.word() }),
+        State::Starting | State::Ready | State::Drained | State::Draining => {
+            json!({ "status": state.word() })
+        }
     };
     let mut page = text(status, format!("{body}\n"));
     page.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));

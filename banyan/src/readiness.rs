@@ -12,6 +12,8 @@ pub(crate) enum State {
     Degraded {
         why: String,
     },
+    /// An operator has drained it: it serves those who are there, and new clients belong elsewhere.
+    Drained,
     /// Stopping; for ever.
     Draining,
 }
@@ -27,6 +29,7 @@ impl State {
             Self::Starting => "starting",
             Self::Ready => "ready",
             Self::Degraded { .. } => "degraded",
+            Self::Drained => "drained",
             Self::Draining => "draining",
         }
     }
@@ -67,6 +70,10 @@ mod tests {
         readiness.set(State::Ready);
         assert!(readiness.get().serves());
         readiness.set(State::Degraded { why: "disk full".to_owned() });
+        assert!(readiness.get().serves());
+        readiness.set(State::Drained);
+        assert!(!readiness.get().serves());
+        readiness.set(State::Ready);
         assert!(readiness.get().serves());
         readiness.set(State::Draining);
         readiness.set(State::Ready);

@@ -89,6 +89,7 @@ async fn node(config: &Config, metrics: Metrics, for_people: bool) -> Result<(),
             }
             failure = node.failed() => return Err(failure),
             _ = looks.tick() => readiness.set(match node.degraded() {
+                _ if node.is_drained() => State::Drained,
                 Some(why) => State::Degraded { why },
                 None => State::Ready,
             }),

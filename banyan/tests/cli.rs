@@ -568,3 +568,46 @@ fn the_level_of_the_log_is_a_setting() {
         assert_eq!(text(&output.stdout).contains("\"level\":\"ERROR\""), told, "{level}");
     }
 }
+
+/// What is wrong is said before anything is asked of a server, and with what to do next.
+#[test]
+fn commands_about_a_cluster_say_what_is_missing() {
+    let home = TempDir::new().expect("a directory");
+    let home = home.path();
+    let none = [
+        "error: no server of etcd is named",
+        "hint: name some with --etcd URL,… or --config FILE (cluster.etcd); a node without them is alone and owns every room",
+    ];
+    for arguments in
+        [&["ring", "show"][..], &["node", "list"], &["ring", "recover", "--yes"], &["node", "drain", "a"]]
+    {
+        check(&mut banyan(home, arguments), home, 64, &none);
+    }
+    for (arguments, want) in [
+        (&["ring", "move", "17"][..], "--to <NODE>"),
+        (&["ring", "move", "17-3", "--to", "b"], "must be a slot such as 17, or a range such as 100-120"),
+        (&["ring", "plan"], "required arguments were not provided"),
+        (&["ring", "plan", "--join", "d:0"], "the weight must be a whole number from 1 to 10000"),
+        (&["ring", "pin", "1", "--to", "a b"], "a node id has 1 to 64 bytes"),
+        (&["ring", "where"], "<ROOM|~USER>"),
+        (&["node", "drain"], "<NODE>"),
+    ] {
+        let output = run(home, arguments);
+        let err = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(64), "{arguments:?}: {err}");
+        assert!(err.contains(want), "{arguments:?}: {err}");
+    }
+}
+
+#[test]
+fn an_etcd_that_is_not_there_is_not_waited_for_for_ever() {
+    let home = TempDir::new().expect("a directory");
+    let port = TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("bound").port();
+    let output = run(home.path(), &["ring", "show", "--etcd", &format!("http://127.0.0.1:{port}")]);
+    let err = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(69), "{err}");
+    assert!(
+        err.starts_with("error: etcd at ") && err.contains("does not answer") && err.contains("\nhint: "),
+        "{err}"
+    );
+}

@@ -3,7 +3,7 @@
 //! Always holds: every value says its version `v`; fields may be added within a version and unknown ones are ignored, so two
 //! releases understand each other; a version that is not known is refused. Golden tests hold names and values.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use banyan_proto::id::{Epoch, Incarnation, SlotId, Tenure};
 use serde::{Deserialize, Serialize};
@@ -200,6 +200,8 @@ struct TargetJson {
     members: Vec<MemberJson>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pins: BTreeMap<u16, String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    drained: Vec<String>,
     /// Of each slot, its owner's place among the members.
     owners: Vec<Option<u16>>,
 }
@@ -219,6 +221,7 @@ pub fn encode_target(target: &Target) -> Vec<u8> {
             .map(|member| MemberJson { node: member.node.to_string(), weight: member.weight })
             .collect(),
         pins: target.pins.iter().map(|(slot, node)| (slot.0, node.to_string())).collect(),
+        drained: target.drained.iter().map(ToString::to_string).collect(),
         owners: target.owners.iter().map(|&owner| place(owner)).collect(),
     })
 }
@@ -230,7 +233,8 @@ pub fn decode_target(value: &[u8]) -> Result<Target, Error> {
         .collect();
     let pins: Result<BTreeMap<SlotId, NodeId>, Error> =
         json.pins.iter().map(|(slot, node)| Ok((SlotId(*slot), node_id(node)?))).collect();
-    Target::from_parts(json.version, members?, pins?, &json.owners)
+    let drained: Result<BTreeSet<NodeId>, Error> = json.drained.iter().map(|node| node_id(node)).collect();
+    Target::from_parts(json.version, members?, pins?, drained?, &json.owners)
         .ok_or_else(|| Error::Invalid("members out of order, or owners that are none of them".to_owned()))
 }
 
@@ -394,6 +398,11 @@ mod tests {
         let mut target = solve(&Target::empty(SlotCount::new(4).unwrap()), members);
         target.pin(SlotId(2), Some(id("b")));
         let want = r#"{"v":1,"version":2,"members":[{"node":"a","weight":1},{"node":"b","weight":1}],"pins":{"2":"b"},"owners":[0,1,0,1]}"#;
+        assert_eq!(text(encode_target(&target)), want);
+        assert_eq!(decode_target(want.as_bytes()).unwrap(), target);
+        target.pin(SlotId(2), None);
+        target.drain(&id("a"), true);
+        let want = r#"{"v":1,"version":4,"members":[{"node":"a","weight":1},{"node":"b","weight":1}],"drained":["a"],"owners":[0,1,0,1]}"#;
         assert_eq!(text(encode_target(&target)), want);
         assert_eq!(decode_target(want.as_bytes()).unwrap(), target);
         let empty = Target::empty(SlotCount::new(2).unwrap());

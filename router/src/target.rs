@@ -6,7 +6,7 @@
 //! Does not: say who owns a slot now (`slot_key.rs`). Ownership follows by handoff and takeover.
 
 use std::cmp::{Ordering, Reverse};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use banyan_proto::id::SlotId;
 
@@ -33,6 +33,9 @@ pub struct Target {
     pub(crate) members: Vec<Member>,
     /// Slots that a person has bound to a node. Without effect while the node is away.
     pub(crate) pins: BTreeMap<SlotId, NodeId>,
+    /// Nodes that a person has drained: they get no slots, whatever their weight, until a person says otherwise. Here and not
+    /// at the nodes' own keys, so that every node places alike, and a node that comes back under its name stays drained.
+    pub(crate) drained: BTreeSet<NodeId>,
     /// The owner of each slot, as its place among the members.
     pub(crate) owners: Vec<u16>,
 }
@@ -44,6 +47,7 @@ impl Target {
             version: 0,
             members: Vec::new(),
             pins: BTreeMap::new(),
+            drained: BTreeSet::new(),
             owners: vec![NOBODY; slots.get() as usize],
         }
     }
@@ -54,13 +58,14 @@ impl Target {
         version: u64,
         members: Vec<Member>,
         pins: BTreeMap<SlotId, NodeId>,
+        drained: BTreeSet<NodeId>,
         owners: &[Option<u16>],
     ) -> Option<Self> {
         SlotCount::new(u32::try_from(owners.len()).ok()?).ok()?;
         let in_order = members.is_sorted_by(|a, b| a.node < b.node);
         let places = owners.iter().flatten().all(|&owner| usize::from(owner) < members.len());
         let owners = owners.iter().map(|owner| owner.unwrap_or(NOBODY)).collect();
-        (in_order && places).then_some(Self { version, members, pins, owners })
+        (in_order && places).then_some(Self { version, members, pins, drained, owners })
     }
 
     pub fn version(&self) -> u64 {
@@ -73,6 +78,10 @@ impl Target {
 
     pub fn pins(&self) -> &BTreeMap<SlotId, NodeId> {
         &self.pins
+    }
+
+    pub fn drained(&self) -> &BTreeSet<NodeId> {
+        &self.drained
     }
 
     pub fn slots(&self) -> usize {
@@ -109,6 +118,16 @@ impl Target {
         };
     }
 
+    /// A node gets no slots from now on, or (`false`) may have some again. Takes effect when solved. As with pins, a change is
+    /// a new version.
+    pub fn drain(&mut self, node: &NodeId, drained: bool) {
+        let changed = match drained {
+            true => self.drained.insert(node.clone()),
+            false => self.drained.remove(node),
+        };
+        self.version += u64::from(changed);
+    }
+
     /// The order in which the members of this target are preferred for a slot: who claims it if its owner does not.
     pub fn ring(&self) -> Ring {
         Ring::new(self.members.iter().map(|member| &member.node))
@@ -127,8 +146,13 @@ pub fn solve(target: &Target, members: impl IntoIterator<Item = Member>) -> Targ
     let mut plan = Plan::new(target, &members);
     plan.place_orphans();
     plan.level();
-    let mut solved =
-        Target { version: target.version, pins: target.pins.clone(), owners: plan.owners, members };
+    let mut solved = Target {
+        version: target.version,
+        pins: target.pins.clone(),
+        drained: target.drained.clone(),
+        owners: plan.owners,
+        members,
+    };
     if solved != *target {
         solved.version += 1;
     }
@@ -137,6 +161,8 @@ pub fn solve(target: &Target, members: impl IntoIterator<Item = Member>) -> Targ
 
 struct Plan<'a> {
     members: &'a [Member],
+    /// Of each member; 0: it gets nothing.
+    weights: Vec<u32>,
     owners: Vec<u16>,
     pinned: Vec<bool>,
     loads: Vec<u32>,
@@ -147,9 +173,11 @@ struct Plan<'a> {
 impl<'a> Plan<'a> {
     /// What lives stays, and what is pinned is there.
     fn new(target: &Target, members: &'a [Member]) -> Self {
+        let weight = |member: &Member| if target.drained.contains(&member.node) { 0 } else { member.weight };
+        let weights: Vec<u32> = members.iter().map(weight).collect();
         let place_of = |node: &NodeId| -> Option<u16> {
             let place = members.binary_search_by(|member| member.node.cmp(node)).ok()?;
-            (members[place].weight > 0).then_some(place as u16)
+            (weights[place] > 0).then_some(place as u16)
         };
         let kept: Vec<Option<u16>> = target.members.iter().map(|member| place_of(&member.node)).collect();
         let mut pinned = vec![false; target.owners.len()];
@@ -173,7 +201,7 @@ impl<'a> Plan<'a> {
                 ranks[usize::from(node)] = rank;
             }
         }
-        Self { members, owners, pinned, loads, ranks }
+        Self { members, weights, owners, pinned, loads, ranks }
     }
 
     fn rank(&self, slot: usize, node: u16) -> u16 {
@@ -184,12 +212,11 @@ impl<'a> Plan<'a> {
     fn cost(&self, node: u16, more: bool) -> Cost {
         let load = u64::from(self.loads[usize::from(node)]) * 2;
         let load = if more { load + 1 } else { load.saturating_sub(1) };
-        Cost { load, weight: u64::from(self.members[usize::from(node)].weight) }
+        Cost { load, weight: u64::from(self.weights[usize::from(node)]) }
     }
 
-    fn nodes(&self) -> impl Iterator<Item = u16> + use<'a> {
-        let members = self.members;
-        (0_u16..).zip(members).filter(|(_, member)| member.weight > 0).map(|(node, _)| node)
+    fn nodes(&self) -> impl Iterator<Item = u16> {
+        (0_u16..).zip(&self.weights).filter(|(_, weight)| **weight > 0).map(|(node, _)| node)
     }
 
     fn place_orphans(&mut self) {

@@ -115,6 +115,7 @@ const OWN_STAGE: &[&str] = &["browser", "clients", "crash"];
 const ON_SERVERS: &[(&str, &str, &str)] = &[
     ("banyan-router-etcd", "etcd", "etcd"),
     ("banyan-test-servers", "etcd", "etcd"),
+    ("banyan", "ring", "etcd"),
     ("banyan-storage-scylla", "cql", "cql"),
     ("banyan-test-servers", "cassandra", "cql"),
     ("banyan-test-servers", "balancers", "deploy"),

@@ -1,29 +1,27 @@
 //! What one run of this node acts on beside etcd: the store's rows, other nodes, its workers.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
 use banyan_proto::id::{Epoch, Incarnation, SlotId, Tenure};
 use banyan_proto::wire::{Handed, NodeMessage};
 use banyan_router::node::End;
-use banyan_router::slot_key::{NodeId, OwnerRow, Peer};
+use banyan_router::slot_key::{OwnerRow, Peer};
 use banyan_router::slot_owner::{Failed, Opening, Why};
 use banyan_router_etcd::Surroundings;
 use banyan_router_etcd::surroundings::Records;
 use banyan_shard::{Drained, Handle, SlotOrder};
 use banyan_shard_core::room::HandedRoom;
 use banyan_shard_core::worker::SlotOpening;
-use banyan_storage::log_store::SlotOwner;
-use banyan_storage::{Error, LogStore};
-use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use tokio_util::sync::CancellationToken;
 
+use super::rows::Rows;
 use super::switchboard::Switchboard;
 
 #[derive(Debug)]
 pub(crate) struct Around {
-    pub(crate) store: Arc<dyn LogStore>,
+    pub(crate) rows: Rows,
     pub(crate) board: Switchboard,
     /// The owners of rooms, if this node has some.
     pub(crate) handle: Option<Handle>,
@@ -49,31 +47,17 @@ impl Around {
     }
 }
 
-fn done<T: Send + 'static>(
-    what: &'static str,
-    answer: BoxFuture<'static, Result<T, Error>>,
-) -> BoxFuture<'static, Result<T, Failed>> {
-    async move {
-        answer.await.map_err(|error| {
-            tracing::warn!(%error, what, "the store did not answer as it should");
-            Failed
-        })
-    }
-    .boxed()
-}
-
 impl Records for Around {
     fn register_incarnation(&self, me: Peer) -> BoxFuture<'static, Result<(), Failed>> {
-        done("register_incarnation", self.store.register_incarnation(me.incarnation, me.node.to_string()))
+        self.rows.register_incarnation(me)
     }
 
     fn write_fence(&self, incarnation: Incarnation) -> BoxFuture<'static, Result<(), Failed>> {
-        done("write_fence", self.store.write_fence(incarnation))
+        self.rows.write_fence(incarnation)
     }
 
     fn read_fence(&self, incarnation: Incarnation) -> BoxFuture<'static, Result<bool, Failed>> {
-        let answer = self.store.is_fenced(incarnation);
-        done("read_fence", Box::pin(answer.get()))
+        self.rows.read_fence(incarnation)
     }
 
     fn put_owner(
@@ -82,30 +66,15 @@ impl Records for Around {
         row: OwnerRow,
         closes: Option<Tenure>,
     ) -> BoxFuture<'static, Result<(), Failed>> {
-        let OwnerRow { tenure: Tenure { epoch, incarnation }, closed } = row;
-        let owner = SlotOwner { epoch, incarnation, closed };
-        let closes = closes.map(|Tenure { epoch, incarnation }| (epoch, incarnation));
-        done("put_slot_owner", self.store.put_slot_owner(slot, owner, closes))
+        self.rows.put_owner(slot, row, closes)
     }
 
     fn read_owners(&self, slot: SlotId) -> BoxFuture<'static, Result<Vec<OwnerRow>, Failed>> {
-        let rows = done("slot_owners", self.store.slot_owners(slot));
-        let row = |SlotOwner { epoch, incarnation, closed }| OwnerRow {
-            tenure: Tenure { epoch, incarnation },
-            closed,
-        };
-        async move { Ok(rows.await?.into_iter().map(row).collect()) }.boxed()
+        self.rows.read_owners(slot)
     }
 
     fn read_incarnations(&self) -> BoxFuture<'static, Result<Vec<Peer>, Failed>> {
-        let rows = done("incarnations", self.store.incarnations());
-        async move {
-            let peer = |(incarnation, node): (Incarnation, String)| {
-                NodeId::parse(&node).map(|node| Peer { node, incarnation })
-            };
-            rows.await?.into_iter().map(peer).collect::<Result<_, _>>().map_err(|_| Failed)
-        }
-        .boxed()
+        self.rows.read_incarnations()
     }
 }
 

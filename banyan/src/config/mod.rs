@@ -118,12 +118,17 @@ impl Config {
         self.accounts.keys_dir.as_ref().unwrap_or(&self.server.data_dir)
     }
 
-    /// What only stands in the way of a server; commands may be told of the store alone.
+    /// What only stands in the way of a server; commands may be told of the store alone, or of etcd alone.
     pub(crate) fn cannot_serve(&self) -> Option<&'static str> {
-        let alone = self.cluster.etcd.is_empty() && !self.scylla.nodes.is_empty();
-        alone.then_some(
-            "scylla.nodes without cluster.etcd: two nodes on one store must know of each other; name etcd's servers with --etcd URL,…",
-        )
+        match (self.cluster.etcd.is_empty(), self.scylla.nodes.is_empty()) {
+            (true, false) => Some(
+                "scylla.nodes without cluster.etcd: two nodes on one store must know of each other; name etcd's servers with --etcd URL,…",
+            ),
+            (false, true) => Some(
+                "cluster.etcd without scylla.nodes: the nodes of a cluster share one store; name its servers with --scylla HOST:PORT,…",
+            ),
+            (true, true) | (false, false) => None,
+        }
     }
 
     /// Whether the node is one of several.
@@ -139,11 +144,6 @@ impl Config {
                 found.push((&["cluster.roles", "cluster.etcd"], words));
             }
             return;
-        }
-        if scylla.nodes.is_empty() {
-            let words =
-                "cluster.etcd without scylla.nodes: the nodes of a cluster share one store; name its servers";
-            found.push((&["cluster.etcd", "scylla.nodes"], words));
         }
         let set = [&peer.ca, &peer.cert, &peer.key].iter().filter(|file| file.is_some()).count();
         if set != 0 && set != 3 {

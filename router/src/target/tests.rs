@@ -92,6 +92,35 @@ fn a_pin_holds_while_its_node_is_there() {
     assert!(spread(&solve(&free, equal(0..4))) <= 1);
 }
 
+/// A drain moves what a leave would; what pins bind to the node comes back with it.
+#[test]
+fn a_drained_node_gets_nothing_until_it_is_undrained() {
+    let mut target = solve(&empty(SLOTS), equal(0..4));
+    target.pin(SlotId(3), Some(node(2)));
+    let before = solve(&target, equal(0..4));
+    let mut drained = before.clone();
+    drained.drain(&node(2), true);
+    assert_eq!(drained.version(), before.version() + 1);
+    let without = solve(&drained, equal(0..4));
+    assert_eq!(without.loads()[2], 0);
+    assert!(without.version() > drained.version() && is_stable(&without));
+    assert_eq!(owners(&without), owners(&solve(&before, [0, 1, 3].map(|number| member(number, 1)))));
+    let rejoined = solve(&solve(&without, [0, 1, 3].map(|number| member(number, 1))), equal(0..4));
+    assert_eq!(rejoined.loads()[2], 0, "its next run is drained too");
+    let mut back = rejoined;
+    back.drain(&node(2), false);
+    let back = solve(&back, equal(0..4));
+    assert!(spread(&back) <= 1 && back.owner(SlotId(3)) == Some(&node(2)));
+    let version = back.version();
+    let mut same = back;
+    same.drain(&node(2), false);
+    assert_eq!(same.version(), version, "it was not drained");
+    for number in 0..4 {
+        same.drain(&node(number), true);
+    }
+    assert!(owners(&solve(&same, equal(0..4))).iter().all(Option::is_none), "nobody is left");
+}
+
 /// Nodes tell targets apart by their versions.
 #[test]
 fn a_pin_is_a_new_version_even_where_it_moves_nothing() {

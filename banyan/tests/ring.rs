@@ -1,0 +1,164 @@
+//! The operators' commands as people call them, on a ring in real etcd. Its nodes are runs of the ring's machine whose workers
+//! and store are stand-ins; the binary sees no difference.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use banyan_proto::id::SlotId;
+use banyan_router::meta::{ClusterId, Founding, Meta};
+use banyan_router::slot::SlotCount;
+use banyan_router::slot_owner::CasOutcome;
+use banyan_router_etcd::contract::cluster::{Ground, start, until, until_serving};
+use banyan_router_etcd::contract::{entry, peer, slot_key};
+use banyan_router_etcd::servers::Options;
+use banyan_router_etcd::{Coordination, Etcd};
+use banyan_test_servers::etcd::{self, Builder, Release};
+use serde_json::Value;
+use tokio::task::spawn_blocking;
+use tokio::time::timeout;
+
+const LIMIT: Duration = Duration::from_secs(60);
+
+struct Cluster {
+    server: etcd::Etcd,
+    ring: Arc<dyn Coordination>,
+}
+
+impl Cluster {
+    async fn start() -> Self {
+        let server = Builder::new().release(Release::V3_6).start().await.unwrap();
+        let options = Options::new(server.endpoints(), "people");
+        let ring: Arc<dyn Coordination> = Arc::new(Etcd::connect(options).await.unwrap());
+        let founding = Founding {
+            slots: SlotCount::new(64).unwrap(),
+            data_center: "datacenter1".to_owned(),
+            keyspace: "banyan".to_owned(),
+            replication: 3,
+        };
+        ring.meta(Meta { cluster: ClusterId(1), founding }).await.unwrap();
+        Self { server, ring }
+    }
+
+    /// Exit code, standard output, standard error.
+    async fn banyan(&self, arguments: &[&str]) -> (Option<i32>, String, String) {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_banyan"));
+        let endpoints = self.server.endpoints().join(",");
+        command.args(arguments).args(["--cluster", "people", "--etcd", &endpoints]);
+        command.env_clear().stdin(Stdio::null());
+        // The runs go on meanwhile.
+        let output = spawn_blocking(move || command.output());
+        let output = timeout(LIMIT, output).await.expect("the command ends").unwrap().unwrap();
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        (output.status.code(), text(output.stdout), text(output.stderr))
+    }
+
+    async fn json(&self, arguments: &[&str]) -> Value {
+        let (code, out, err) = self.banyan(&[arguments, &["--json"]].concat()).await;
+        assert_eq!(code, Some(0), "{arguments:?}: {err}");
+        serde_json::from_str(&out).unwrap()
+    }
+
+    async fn fails(&self, arguments: &[&str], code: i32, words: &str) {
+        let (ended, out, err) = self.banyan(arguments).await;
+        assert_eq!(ended, Some(code), "{arguments:?}: {out}{err}");
+        assert!(err.contains(words), "{arguments:?}: {err}");
+    }
+}
+
+#[tokio::test]
+async fn operators_see_the_ring_and_change_it() {
+    let cluster = Cluster::start().await;
+    let Cluster { ring, .. } = &cluster;
+    cluster.fails(&["node", "drain", "a"], 1, "no node that owns rooms has joined").await;
+    let ground = Arc::new(Ground::default());
+    let a = start(ring, &ground, &peer("a", 1), entry(1));
+    let b = start(ring, &ground, &peer("b", 2), entry(2));
+    until_serving(&ground, &[&a, &b], "both own half").await;
+
+    let shown = cluster.json(&["ring", "show"]).await;
+    assert_eq!(
+        (&shown["moving"], &shown["without_owner"], &shown["spread"]),
+        (&0.into(), &0.into(), &0.into())
+    );
+    assert_eq!(shown["nodes"][0]["owned"], 32);
+    let (_, text, _) = cluster.banyan(&["ring", "show", "--map"]).await;
+    assert!(text.starts_with("cluster people: 64 slots, target version "), "{text}");
+    assert!(!text.contains('\u{1b}'), "no colours where nobody looks: {text}");
+
+    let found = cluster.json(&["ring", "where", "general", "~alice"]).await;
+    let slot = found[0]["slot"].as_u64().unwrap().to_string();
+    assert_eq!(found[0]["owner"]["node"], found[0]["wanted"]);
+    let owner = found[0]["owner"]["node"].as_str().unwrap().to_owned();
+    let other = if owner == "a" { "b" } else { "a" };
+
+    let plan = cluster.json(&["ring", "plan", "--join", "c:1"]).await;
+    assert_eq!((&plan["moved"], &plan["spread_after"]), (&21.into(), &1.into()));
+    let before = ring.read_all().await.unwrap();
+    let dry = cluster.json(&["ring", "pin", &slot, "--to", other, "--dry-run"]).await;
+    assert_eq!(dry["moved"], 2);
+    assert_eq!(
+        ring.read_all().await.unwrap().listing.target,
+        before.listing.target,
+        "nothing is changed by that"
+    );
+
+    // It is there when the command returns.
+    cluster.json(&["ring", "pin", &slot, "--to", other]).await;
+    let found = cluster.json(&["ring", "where", "general"]).await;
+    assert_eq!((&found[0]["owner"]["node"], &found[0]["pinned"]), (&other.into(), &true.into()));
+    cluster.fails(&["ring", "move", &slot, "--to", &owner], 1, "is pinned to node").await;
+    cluster.json(&["ring", "unpin", &slot]).await;
+    cluster.json(&["ring", "move", &slot, "--to", &owner]).await;
+    let history = cluster.json(&["ring", "history", &slot]).await;
+    let owners: Vec<&str> =
+        history["etcd"].as_array().unwrap().iter().map(|past| past["owner"].as_str().unwrap()).collect();
+    assert_eq!(owners[..3], [&owner, other, &owner]);
+    assert_eq!(history["store"], Value::Null);
+
+    let (code, out, err) = cluster.banyan(&["node", "drain", "a"]).await;
+    assert_eq!(code, Some(0), "{err}");
+    assert_eq!(
+        out,
+        "node a gives away 32 slots, and gets none\nit may be stopped; `banyan node undrain a` gives it slots again\n"
+    );
+    assert_eq!((ground.serving(&a.me), ground.serving(&b.me)), (0, 64));
+    let list = cluster.json(&["node", "list"]).await;
+    assert_eq!(
+        (&list[0]["state"], &list[0]["slots"], &list[1]["slots"]),
+        (&"drained".into(), &0.into(), &64.into())
+    );
+    cluster.fails(&["node", "drain", "b"], 1, "nobody would be left").await;
+    cluster.fails(&["node", "drain", "x"], 64, "hint: there are a, b").await;
+
+    // Its next run is drained too.
+    a.kill(&ground).await;
+    let a = start(ring, &ground, &peer("a", 3), entry(3));
+    until(&a, "it is seen", |view| view.nodes.len() == 2 && view.fresh).await;
+    let list = cluster.json(&["node", "list"]).await;
+    assert_eq!((&list[0]["state"], &list[0]["slots"]), (&"drained".into(), &0.into()));
+    assert_eq!(cluster.banyan(&["node", "undrain", "a"]).await.0, Some(0));
+    until_serving(&ground, &[&a, &b], "it has its half again").await;
+    assert!(ground.dead().is_empty(), "{:?}", ground.dead());
+
+    cluster.fails(&["ring", "recover", "--yes"], 64, "no server of the store is named").await;
+    cluster.fails(&["ring", "move", "64", "--to", "a"], 64, "there is no slot 64").await;
+    let (code, _, err) = cluster.banyan(&["ring", "show", "--cluster=others"]).await;
+    assert_eq!(code, Some(64), "{err}");
+}
+
+#[tokio::test]
+async fn what_stands_in_the_way_is_said() {
+    let mut cluster = Cluster::start().await;
+    // A slot of a run that is gone.
+    let key = slot_key("gone", 7, 1);
+    assert_eq!(cluster.ring.cas_slot(SlotId(5), None, key).await, CasOutcome::Won);
+    cluster.ring.freeze_to_recover().await.unwrap();
+    let (code, text, _) = cluster.banyan(&["ring", "show"]).await;
+    assert_eq!(code, Some(0));
+    assert!(text.contains("FROZEN, no slot changes its owner: banyan ring recover is under way"), "{text}");
+    assert!(text.contains("gone  away"), "{text}");
+    cluster.server.kill_all().await.unwrap();
+    cluster.fails(&["node", "list"], 69, "does not answer").await;
+}
