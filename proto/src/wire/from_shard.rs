@@ -81,7 +81,7 @@ pub fn page_bytes(page: &Page) -> usize {
 /// the gateway that it missed something; large batches are split. Pages go by [`Bulk::frame`].
 pub fn put_from_shard(ends: &[LinkId], message: FromShard, frame: &mut Vec<u8>) {
     let mut put_one = |message: Message| {
-        let ends = ends.iter().map(|end| end.0.into()).collect();
+        let ends = ends.iter().map(|end| end.0).collect();
         put(FROM_SHARD, &wire::FromShard { ends, required: false, message: Some(message) }, frame);
     };
     match message {
@@ -156,7 +156,7 @@ impl Bulk {
     pub fn frame(self) -> Vec<u8> {
         let Self { end, after_live, page: Page { ticket, room, epoch, page } } = self;
         let mut message = wire::Page {
-            end: end.0.into(),
+            end: end.0,
             after_live,
             ticket: ticket.0,
             room: room.as_str().to_owned(),
@@ -251,8 +251,11 @@ pub fn read_down(frame: &[u8]) -> Result<Down, Error> {
         };
         bound(bytes)?;
         let message = wire::FromShard::decode(bytes)?;
-        let ends: Result<Vec<_>, Error> =
-            message.ends.into_iter().map(|end| Ok(LinkId(number::<u16>("the end of a link", end)?.into()))).collect();
+        let ends: Result<Vec<_>, Error> = message
+            .ends
+            .into_iter()
+            .map(|end| Ok(LinkId(number::<u16>("the end of a link", end)?.into())))
+            .collect();
         let known = match message.message {
             Some(kind) => from_wire(kind)?,
             None if message.required => return Err(Error::Newer { what: "message of a shard" }),

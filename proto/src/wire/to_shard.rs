@@ -35,7 +35,7 @@ pub struct Up {
 pub fn put_to_shard(end: LinkId, worth_ms: u32, message: ToShard, frame: &mut Vec<u8>) -> bool {
     let is_question = matches!(message, ToShard::Room { .. } | ToShard::Pull { .. });
     let message = wire::ToShard {
-        end: end.0.into(),
+        end: end.0,
         worth_ms: if is_question { worth_ms.max(1) } else { 0 },
         required: false,
         message: Some(to_wire(message)),
