@@ -34,7 +34,7 @@ use banyan_shard::{Drained, End, Handle};
 use banyan_storage::LogStore;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{Config, Roles};
@@ -54,8 +54,13 @@ const HINTS: usize = 256;
 const TICK: Duration = Duration::from_millis(100);
 /// What could not be had is tried again after this time.
 const AGAIN: Duration = Duration::from_secs(1);
-/// A run that is over makes room for the next after this time: one that cannot stay does not spin.
+/// A run that is over is followed by the next after this time; twice as long after each that did not last, at most
+/// [`PAUSE_MAX`]. A node that comes and goes makes the others take and give its slots, on a store that may be too busy
+/// already.
 const PAUSE: Duration = Duration::from_millis(200);
+const PAUSE_MAX: Duration = Duration::from_secs(10);
+/// A run that lasted so long was a good one.
+const LASTED: Duration = Duration::from_secs(60);
 /// How often the files of certificates are looked at.
 const TLS_LOOK: Duration = Duration::from_secs(5);
 
@@ -439,6 +444,21 @@ struct Runs {
     stop: CancellationToken,
 }
 
+/// How long to wait between two runs.
+#[derive(Debug, Default)]
+struct Pauses {
+    /// Runs in a row that did not last.
+    short: u32,
+}
+
+impl Pauses {
+    fn next(&mut self, lasted: Duration) -> Duration {
+        self.short = if lasted >= LASTED { 0 } else { self.short + 1 };
+        let doubled = PAUSE * 2_u32.saturating_pow(self.short.saturating_sub(1)).min(1 << 10);
+        doubled.min(PAUSE_MAX)
+    }
+}
+
 /// The owners of rooms of one run.
 struct Owners {
     handle: Handle,
@@ -472,7 +492,9 @@ impl Runs {
             limits: Limits::default(),
         };
         let mut node = Node::new(options, 0);
+        let mut pauses = Pauses::default();
         loop {
+            let begun = Instant::now();
             let Ended { node: before, why } = self.one(node).await;
             match why {
                 Why::Left | Why::Stopped => return Ok(()),
@@ -489,7 +511,7 @@ impl Runs {
                     metrics::counter!("banyan_cluster_rejoins_total", "why" => format!("{end:?}"))
                         .increment(1);
                     self.status.send_replace(Status::Rejoining);
-                    sleep(PAUSE).await;
+                    sleep(pauses.next(begun.elapsed())).await;
                     let incarnation = new_incarnation();
                     if let Some(server) = &self.server {
                         server.rejoin(self.identity.me(incarnation));
@@ -657,5 +679,21 @@ async fn watch_ends(ended: Vec<oneshot::Receiver<End>>, run: RunnerHandle) {
             // The thread is gone: nothing of this run may be taken for alive.
             Err(_) => run.stuck(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_that_cannot_stay_comes_back_less_and_less_often() {
+        let mut pauses = Pauses::default();
+        let short = Duration::from_secs(5);
+        let ms: Vec<u128> = (0..8).map(|_| pauses.next(short).as_millis()).collect();
+        assert_eq!(ms, [200, 400, 800, 1_600, 3_200, 6_400, 10_000, 10_000]);
+        assert_eq!(pauses.next(LASTED), PAUSE);
+        assert_eq!(pauses.next(short), PAUSE);
+        assert_eq!(pauses.next(short), PAUSE * 2);
     }
 }
