@@ -33,6 +33,8 @@ pub(crate) struct Metrics {
     reads: Counter,
     /// Reads of the own fence: one for all that waits.
     fence_reads: Counter,
+    /// What a run that was fenced would have said and never did.
+    silenced: Counter,
     /// Questions that were sent to another owner, or to wait for one.
     moved: Counter,
     /// Reads that the store could not answer.
@@ -62,6 +64,7 @@ impl Metrics {
             closed: counter!("banyan_shard_rooms_closed_total"),
             reads: counter!("banyan_shard_reads_total"),
             fence_reads: counter!("banyan_shard_fence_reads_total"),
+            silenced: counter!("banyan_shard_silenced_total"),
             moved: counter!("banyan_shard_moved_total"),
             read_failed: counter!("banyan_shard_read_failed_total"),
             errors: Code::ALL
@@ -83,6 +86,7 @@ impl Metrics {
             (&self.closed, now.rooms_closed, &mut old.rooms_closed),
             (&self.reads, now.reads, &mut old.reads),
             (&self.fence_reads, now.fence_reads, &mut old.fence_reads),
+            (&self.silenced, now.silenced, &mut old.silenced),
             (&self.moved, now.moved, &mut old.moved),
         ];
         for (counter, now, old) in counts {

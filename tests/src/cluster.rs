@@ -9,6 +9,7 @@ use banyan_test_servers::balancer::{self, Balancer};
 use banyan_test_servers::cassandra::{self, Cassandra, CommitLog};
 use banyan_test_servers::etcd::{self, Etcd};
 use banyan_test_servers::process::Recipe;
+use banyan_test_servers::proxy::{Fault, FaultProxy};
 use banyan_test_servers::{Ports, Process};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -39,6 +40,11 @@ pub struct Plan {
     pub commit_log: CommitLog,
     pub slots: u32,
     pub haproxy: bool,
+    /// A proxy before each node's port for other nodes, which the node names as its address, and one between it and each
+    /// server of etcd.
+    pub proxies: bool,
+    /// Settings of every node beside the cluster's own.
+    pub environment: Vec<(String, String)>,
 }
 
 /// One node.
@@ -64,6 +70,10 @@ impl NodePlan {
 pub struct Node {
     pub plan: NodePlan,
     pub process: Process,
+    /// What other nodes reach this one through; as the plan says.
+    pub proxy: Option<FaultProxy>,
+    /// What this one reaches etcd through; as the plan says.
+    pub to_etcd: Vec<FaultProxy>,
     ports: Ports,
 }
 
@@ -85,6 +95,20 @@ impl Node {
         self.at(2)
     }
 
+    /// Makes this of the proxy before the node, if there is one: how other nodes find it.
+    pub fn before(&self, fault: Fault) {
+        if let Some(proxy) = &self.proxy {
+            proxy.set(fault);
+        }
+    }
+
+    /// Makes this of the proxies between the node and etcd, if there are any.
+    pub fn towards_etcd(&self, fault: Fault) {
+        for proxy in &self.to_etcd {
+            proxy.set(fault);
+        }
+    }
+
     /// What `/readyz` says; an error if it does not answer.
     pub async fn readiness(&self) -> anyhow::Result<Value> {
         let body = get(self.ops(), "/readyz").await?;
@@ -92,9 +116,13 @@ impl Node {
     }
 
     pub async fn wait_ready(&mut self) -> anyhow::Result<()> {
+        self.wait_ready_within(NODE_LIMIT).await
+    }
+
+    pub async fn wait_ready_within(&mut self, limit: Duration) -> anyhow::Result<()> {
         let ops = self.ops();
         self.process
-            .wait_until(NODE_LIMIT, async || {
+            .wait_until(limit, async || {
                 let body = get(ops, "/readyz").await?;
                 let value: Value = serde_json::from_str(&body)?;
                 let status = value["status"].as_str().unwrap_or_default().to_owned();
@@ -141,6 +169,13 @@ impl Cluster {
         ["--scylla".into(), self.cql.contact_points().join(",").into()].into()
     }
 
+    /// What commands about the ring are told: where etcd and the store are.
+    pub fn ring_arguments(&self) -> Vec<OsString> {
+        let mut arguments = self.store_arguments();
+        arguments.extend(["--etcd".into(), self.etcd.endpoints().join(",").into()]);
+        arguments
+    }
+
     fn environment(&self) -> Vec<(OsString, OsString)> {
         let replication = self.plan.cql.to_string();
         [
@@ -152,8 +187,10 @@ impl Cluster {
             ("BANYAN_ACCOUNTS__HASHING_MEMORY", "8MiB".to_owned()),
             ("BANYAN_LOG__FORMAT", "json".to_owned()),
         ]
+        .into_iter()
         .map(|(name, value)| (name.into(), value.into()))
-        .into()
+        .chain(self.plan.environment.iter().map(|(name, value)| (name.into(), value.into())))
+        .collect()
     }
 
     fn apply_schema(&self) -> anyhow::Result<()> {
@@ -176,10 +213,19 @@ impl Cluster {
         command
     }
 
-    fn recipe(&self, plan: &NodePlan, ports: &Ports) -> anyhow::Result<Recipe> {
+    fn recipe(
+        &self,
+        plan: &NodePlan,
+        ports: &Ports,
+        proxy: Option<&FaultProxy>,
+        to_etcd: &[FaultProxy],
+    ) -> anyhow::Result<Recipe> {
         let directory = self.plan.directory.join(&plan.name);
         std::fs::create_dir_all(&directory)?;
         let at = |index: usize| OsString::from(format!("127.0.0.1:{}", ports.at(index)));
+        let proxied: Vec<String> =
+            to_etcd.iter().map(|proxy| format!("http://{}", proxy.address())).collect();
+        let etcd = if proxied.is_empty() { self.etcd.endpoints() } else { proxied };
         let mut arguments: Vec<OsString> = vec!["serve".into()];
         for (flag, value) in [
             ("--node-id", plan.name.clone().into()),
@@ -187,10 +233,13 @@ impl Cluster {
             ("--listen", at(0)),
             ("--ops-listen", at(1)),
             ("--peer-listen", at(2)),
-            ("--etcd", self.etcd.endpoints().join(",").into()),
+            ("--etcd", etcd.join(",").into()),
             ("--data-dir", directory.join("data").into()),
         ] {
             arguments.extend([flag.into(), value]);
+        }
+        if let Some(proxy) = proxy {
+            arguments.extend(["--advertise".into(), proxy.address().to_string().into()]);
         }
         arguments.extend(self.store_arguments());
         Ok(Recipe {
@@ -206,8 +255,16 @@ impl Cluster {
     pub async fn add(&mut self, plan: NodePlan) -> anyhow::Result<()> {
         ensure!(!self.nodes.contains_key(&plan.name), "there is a node {} already", plan.name);
         let ports = Ports::free(3)?;
-        let process = Process::start(self.recipe(&plan, &ports)?)?;
-        let mut node = Node { plan, process, ports };
+        let peers: SocketAddr = (Ipv4Addr::LOCALHOST, ports.at(2)).into();
+        let (mut proxy, mut to_etcd) = (None, Vec::new());
+        if self.plan.proxies {
+            proxy = Some(FaultProxy::start(peers).await?);
+            for member in 0..self.etcd.members() {
+                to_etcd.push(FaultProxy::start(self.etcd.member(member).address()).await?);
+            }
+        }
+        let process = Process::start(self.recipe(&plan, &ports, proxy.as_ref(), &to_etcd)?)?;
+        let mut node = Node { plan, process, proxy, to_etcd, ports };
         node.wait_ready().await?;
         self.nodes.insert(node.plan.name.clone(), node);
         Ok(())
@@ -225,6 +282,11 @@ impl Cluster {
     /// Where clients may connect, of nodes that run.
     pub fn gateways(&self) -> Vec<SocketAddr> {
         self.nodes.values().filter_map(Node::clients).collect()
+    }
+
+    /// Where clients come in: through HAProxy where there is one, else at each gateway.
+    pub fn doors(&self) -> Vec<SocketAddr> {
+        self.haproxy.as_ref().map_or_else(|| self.gateways(), |(address, _)| vec![*address])
     }
 
     async fn balance(&mut self) -> anyhow::Result<()> {

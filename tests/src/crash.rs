@@ -18,7 +18,7 @@ use banyan_checker::{
     StoredRoom, Time, UnixMs, What,
 };
 use client::Connection;
-use load::{Orders, Phase, Sender, Subscriber, Trigger};
+use load::{Manner, Orders, Phase, Sender, Subscriber, Trigger};
 use recorder::Recorder;
 use serde_json::json;
 use std::collections::HashMap;
@@ -31,7 +31,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
 /// How long settling and catching up may take at the end (I15 gives 16 s with the default TTL).
-const SETTLE_LIMIT: Duration = Duration::from_secs(60);
+pub(crate) const SETTLE_LIMIT: Duration = Duration::from_secs(60);
 
 /// How a run is done.
 #[derive(Debug, Clone)]
@@ -104,13 +104,13 @@ pub async fn run(options: &Options, mut say: impl FnMut(&str)) -> anyhow::Result
     }
 
     let trigger = Arc::new(Trigger::default());
-    let first = Orders { address: server.addresses.clients, phase: Phase::Load };
+    let first = Orders { gateways: [server.addresses.clients].into(), phase: Phase::Load };
     let (orders, _) = watch::channel(first);
     let mut senders = JoinSet::new();
     let mut subscribers = JoinSet::new();
     for sender in scene.senders {
         let (watch, trigger) = (orders.subscribe(), Arc::clone(&trigger));
-        senders.spawn(async move { sender.run(watch, &trigger).await });
+        senders.spawn(async move { sender.run(watch, &*trigger).await });
     }
     let listening: Vec<Session> = scene.subscribers.iter().map(|subscriber| subscriber.session).collect();
     for subscriber in scene.subscribers {
@@ -158,12 +158,12 @@ pub async fn run(options: &Options, mut say: impl FnMut(&str)) -> anyhow::Result
             }
         }
         let address = server.addresses.clients;
-        orders.send_modify(|orders| orders.address = address);
+        orders.send_modify(|orders| orders.gateways = [address].into());
     }
 
     let healed = recorder.now();
     orders.send_modify(|orders| orders.phase = Phase::Settle);
-    let late_senders = finish(&mut senders, &mut report).await;
+    let late_senders = finish(&mut senders, &mut report.wrong).await;
     let reader = Reader { session: scene.reader_session, user: scene.reader, recorder: recorder.clone() };
     let stored = reader.read(server.addresses.clients, &scene.rooms).await;
     let phase = match &stored {
@@ -178,7 +178,7 @@ pub async fn run(options: &Options, mut say: impl FnMut(&str)) -> anyhow::Result
         }
     };
     orders.send_modify(|orders| orders.phase = phase);
-    let late_subscribers = finish(&mut subscribers, &mut report).await;
+    let late_subscribers = finish(&mut subscribers, &mut report.wrong).await;
     if late_senders + late_subscribers > 0 {
         let log = server.log_tail();
         report.wrong.push(format!(
@@ -289,7 +289,8 @@ impl Scene {
             .map(|number| {
                 let user = user(number + 1);
                 let session = recorder.session(&user.id);
-                Subscriber { number, user, session, recorder: recorder.clone(), rooms: rooms.clone() }
+                let manner = Manner::default();
+                Subscriber { number, user, session, recorder: recorder.clone(), rooms: rooms.clone(), manner }
             })
             .collect();
         let reader_session = recorder.session(&user(0).id);
@@ -384,10 +385,10 @@ impl Reader {
 }
 
 /// Waits for the tasks that end in time; how many do not.
-async fn finish(tasks: &mut JoinSet<Result<(), String>>, report: &mut Report) -> usize {
+pub(crate) async fn finish(tasks: &mut JoinSet<Result<(), String>>, wrong: &mut Vec<String>) -> usize {
     let all = async {
         while let Some(Ok(ended)) = tasks.join_next().await {
-            report.wrong.extend(ended.err());
+            wrong.extend(ended.err());
         }
     };
     // Late ones are counted; they are not an error of the run itself.

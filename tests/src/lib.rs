@@ -1,5 +1,6 @@
 //! What the end-to-end tests share. The tests themselves are in `tests/`, one file per subject.
 
+pub mod chaos;
 pub mod cluster;
 pub mod crash;
 pub mod power_cut;

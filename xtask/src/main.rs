@@ -47,6 +47,9 @@ enum Task {
     /// Starts a whole cluster on this machine: etcd, a CQL store, nodes, HAProxy
     #[command(disable_help_flag = true)]
     Cluster(Rest),
+    /// Breaks one thing after the other in a whole cluster under load, and checks what its clients saw
+    #[command(disable_help_flag = true)]
+    Chaos(Rest),
     /// Simulates the whole cluster over its cores, seed by seed, and checks what its clients saw
     #[command(disable_help_flag = true)]
     Sim(Rest),
@@ -126,6 +129,11 @@ fn start(task: Task) -> anyhow::Result<bool> {
         Task::Cluster(rest) => {
             pass_on(workspace.cargo().args(["build", "--package", "banyan"]))?;
             let arguments = ["run", "--quiet", "--package", "banyan-tests", "--bin", "cluster", "--"];
+            pass_on(workspace.cargo().args(arguments).args(rest.arguments))
+        }
+        Task::Chaos(rest) => {
+            pass_on(workspace.cargo().args(["build", "--package", "banyan"]))?;
+            let arguments = ["run", "--quiet", "--package", "banyan-tests", "--bin", "chaos", "--"];
             pass_on(workspace.cargo().args(arguments).args(rest.arguments))
         }
         Task::Sim(rest) => {

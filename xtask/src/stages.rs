@@ -105,11 +105,17 @@ const STAGES: &[Stage] = &[
         needs: &[Tool::Compiler],
         run: |c, log| tests(c, log, "crash"),
     },
+    Stage {
+        name: "chaos",
+        about: "a cluster of real processes under attack: a short subset",
+        needs: &[Tool::Etcd, Tool::Cassandra],
+        run: |c, log| tests(c, log, "chaos"),
+    },
 ];
 
 /// The package of end-to-end tests, and those of its targets that have a stage of their own.
 const E2E: &str = "banyan-tests";
-const OWN_STAGE: &[&str] = &["browser", "clients", "crash"];
+const OWN_STAGE: &[&str] = &["browser", "chaos", "clients", "crash"];
 
 /// Test executables of other packages that need servers, and the stage that runs them instead of `unit`.
 const ON_SERVERS: &[(&str, &str, &str)] = &[

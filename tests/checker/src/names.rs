@@ -57,6 +57,15 @@ impl Names {
         Message(self.messages.number(text))
     }
 
+    /// Every number that has a text.
+    pub fn all(&self) -> impl Iterator<Item = (Named, u32, &str)> {
+        let tables =
+            [(Named::Room, &self.rooms), (Named::User, &self.users), (Named::Message, &self.messages)];
+        tables.into_iter().flat_map(|(of, table)| {
+            (0..).zip(&table.texts).map(move |(number, text)| (of, number, text.as_str()))
+        })
+    }
+
     pub fn room_text(&self, room: Room) -> String {
         self.rooms.text(room.0).map_or_else(|| room.to_string(), str::to_owned)
     }

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::ops::AddAssign;
 
+use serde::{Deserialize, Serialize};
+
 use crate::id::Time;
 
 /// The promises of DESIGN.md, section 10.
@@ -130,7 +132,8 @@ impl fmt::Display for Violation {
 macro_rules! coverage {
     ($($(#[$doc:meta])* $name:ident: $words:literal,)+) => {
         /// What happened in a run: how much the check had to go by. Adds up over runs.
-        #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+        #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+        #[serde(default)]
         pub struct Coverage {
             $($(#[$doc])* pub $name: u64,)+
         }

@@ -70,6 +70,8 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
         cql: arguments.cql,
         commit_log: CommitLog::Group,
         slots: arguments.slots,
+        proxies: false,
+        environment: Vec::new(),
     };
     let begun = Instant::now();
     let cluster = tokio::select! {

@@ -1,7 +1,7 @@
 //! One client connection over JSON, and sign-up over HTTP: no more than the crash test needs.
 //!
 //! Owns: the socket, the `auth` at its beginning, request ids.
-//! Always holds: no wait without an end ([`PATIENCE`]).
+//! Always holds: no wait without an end ([`PATIENCE`], or the caller's own).
 //! Does not: share code with the server, so that both cannot be wrong in the same way.
 
 use anyhow::{Context, anyhow, bail, ensure};
@@ -22,6 +22,7 @@ pub const PATIENCE: Duration = Duration::from_secs(20);
 pub struct Connection {
     socket: WebSocketStream<TcpStream>,
     next_id: u64,
+    patience: Duration,
     /// Sends per second that the server allows.
     pub sends_per_s: f64,
 }
@@ -38,7 +39,16 @@ pub enum ConnectError {
 impl Connection {
     /// Connects and authenticates.
     pub async fn open(address: SocketAddr, token: &str) -> Result<Self, ConnectError> {
-        let opened = tokio::time::timeout(PATIENCE, Self::open_socket(address)).await;
+        Self::open_within(PATIENCE, address, token).await
+    }
+
+    /// The same, where every step may take `patience`.
+    pub async fn open_within(
+        patience: Duration,
+        address: SocketAddr,
+        token: &str,
+    ) -> Result<Self, ConnectError> {
+        let opened = tokio::time::timeout(patience, Self::open_socket(patience, address)).await;
         let mut connection = opened
             .map_err(|_| ConnectError::Away(anyhow!("connecting took too long")))?
             .map_err(ConnectError::Away)?;
@@ -55,13 +65,13 @@ impl Connection {
         Ok(connection)
     }
 
-    async fn open_socket(address: SocketAddr) -> anyhow::Result<Self> {
+    async fn open_socket(patience: Duration, address: SocketAddr) -> anyhow::Result<Self> {
         let stream = TcpStream::connect(address).await?;
         stream.set_nodelay(true)?;
         let mut request = format!("ws://{address}/v1/ws").into_client_request()?;
         request.headers_mut().insert("sec-websocket-protocol", "banyan.v1.json".parse()?);
         let (socket, _) = tokio_tungstenite::client_async(request, stream).await?;
-        Ok(Self { socket, next_id: 1, sends_per_s: 0.0 })
+        Ok(Self { socket, next_id: 1, patience, sends_per_s: 0.0 })
     }
 
     /// The id of the next command.
@@ -75,14 +85,14 @@ impl Connection {
         self.next_id += 1;
         let frame = json!({ "id": id, command: body });
         let send = futures_send(&mut self.socket, Message::text(frame.to_string()));
-        tokio::time::timeout(PATIENCE, send).await.context("the server takes nothing")??;
+        tokio::time::timeout(self.patience, send).await.context("the server takes nothing")??;
         Ok(id)
     }
 
     /// The next frame, a reply or a push.
     pub async fn next(&mut self) -> anyhow::Result<Value> {
         loop {
-            let frame = tokio::time::timeout(PATIENCE, futures_next(&mut self.socket)).await;
+            let frame = tokio::time::timeout(self.patience, futures_next(&mut self.socket)).await;
             match frame.context("the server says nothing")? {
                 Some(Ok(Message::Text(text))) => return Ok(serde_json::from_str(&text)?),
                 Some(Ok(Message::Close(close))) => bail!("closed: {close:?}"),

@@ -1,11 +1,12 @@
-//! Clients that send and listen through any number of server lives, and write down what they saw.
+//! Clients that send and listen through any number of server lives, on any of several gateways, and write down what they
+//! saw.
 //!
 //! Owns: senders (each send is tried with the same id and `since` until it is answered) and subscribers (each
 //! resumes with `after` and `log`).
 //! Always holds: a sender has at most [`WINDOW`] sends open; what a client did and was told is recorded.
-//! Does not: judge (`banyan-checker`) or kill by its own will: it pulls the trigger that the driver set.
+//! Does not: judge (`banyan-checker`), measure or kill by its own will: it tells an [`Observer`], as the driver's trigger.
 
-use super::client::{ConnectError, Connection, User};
+use super::client::{ConnectError, Connection, PATIENCE, User};
 use super::recorder::{self, Recorder};
 use crate::random::Random;
 use anyhow::{Context, bail};
@@ -14,6 +15,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::watch;
@@ -28,9 +30,41 @@ const RETRY: Duration = Duration::from_millis(20);
 /// What the clients should do now. The driver changes it.
 #[derive(Debug, Clone)]
 pub struct Orders {
-    /// Where the server of this life listens.
-    pub address: SocketAddr,
+    /// Where servers listen. Never empty. A client that loses one goes to the next.
+    pub gateways: Arc<[SocketAddr]>,
     pub phase: Phase,
+}
+
+impl Orders {
+    /// Where the client goes that was born as the `number`th and has lost so many connections.
+    fn gateway(&self, number: usize, lost: usize) -> SocketAddr {
+        self.gateways[number.wrapping_add(lost) % self.gateways.len()]
+    }
+}
+
+/// How a client behaves.
+#[derive(Debug, Clone, Copy)]
+pub struct Manner {
+    /// Between two sends of one client; `None`: half of the rate that the server allows.
+    pub pace: Option<Duration>,
+    /// A server that owes an answer, or is silent, for so long is left.
+    pub patience: Duration,
+}
+
+impl Default for Manner {
+    fn default() -> Self {
+        Self { pace: None, patience: PATIENCE }
+    }
+}
+
+/// Told of what senders see, as they see it.
+pub trait Observer: Send + Sync {
+    /// A send was acked. `again`: it had been acked before.
+    fn acked(&self, room: &str, first_try: Instant, again: bool);
+    /// A try was answered with an error.
+    fn refused(&self, _code: u16) {}
+    /// A connection ended that the client had not given up: the server closed it or is gone, or was silent for too long.
+    fn lost(&self) {}
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -70,8 +104,10 @@ impl Trigger {
         self.server.store(i32::try_from(server).unwrap_or(0), Ordering::SeqCst);
         self.kill_at.store(self.acks() + n, Ordering::SeqCst);
     }
+}
 
-    fn ack(&self) {
+impl Observer for Trigger {
+    fn acked(&self, _room: &str, _first_try: Instant, _again: bool) {
         let n = self.acks.fetch_add(1, Ordering::SeqCst) + 1;
         // Several acks may have been counted between arming and here, so "at or above", once.
         let armed = self.kill_at.load(Ordering::SeqCst);
@@ -92,6 +128,7 @@ struct Wanted {
     text: String,
     /// The highest seq or head of the room that the client knew before its first try.
     since: u64,
+    first_try: Option<Instant>,
     acked: bool,
 }
 
@@ -102,6 +139,8 @@ struct Open {
     index: usize,
     tries: u32,
     not_before: Instant,
+    /// When this try was made.
+    asked: Instant,
 }
 
 /// One sending client.
@@ -113,6 +152,7 @@ pub struct Sender {
     pub recorder: Recorder,
     pub rooms: Vec<String>,
     pub random: Random,
+    pub manner: Manner,
     /// The highest seq or head that this client was told, for `since`.
     pub known: HashMap<String, u64>,
     wanted: Vec<Wanted>,
@@ -133,33 +173,50 @@ impl Sender {
     ) -> Self {
         let session = recorder.session(&user.id);
         let (wanted, waiting) = (Vec::new(), VecDeque::new());
-        Self { number, user, session, recorder, rooms, random, known, wanted, waiting, again: None }
+        let manner = Manner::default();
+        Self { number, user, session, recorder, rooms, random, manner, known, wanted, waiting, again: None }
     }
 
     /// Sends until told to settle, then settles and asks again for some that were acked long ago. `Err`: it was told
     /// what must not be said here.
-    pub async fn run(mut self, mut orders: watch::Receiver<Orders>, trigger: &Trigger) -> Result<(), String> {
+    pub async fn run(
+        mut self,
+        mut orders: watch::Receiver<Orders>,
+        observer: &dyn Observer,
+    ) -> Result<(), String> {
+        let mut lost = 0;
         loop {
             let now = orders.borrow_and_update().clone();
             if now.phase == Phase::Stop {
                 return Ok(());
             }
-            let mut connection = match Connection::open(now.address, &self.user.token).await {
+            let gateway = now.gateway(self.number, lost);
+            let opened = Connection::open_within(self.manner.patience, gateway, &self.user.token).await;
+            let mut connection = match opened {
                 Ok(connection) => connection,
                 Err(ConnectError::Refused(why)) => {
                     return Err(format!("sender {}: its token is refused: {why}", self.number));
                 }
                 Err(ConnectError::Away(_)) => {
+                    lost += 1;
                     sleep(RETRY).await;
                     continue;
                 }
             };
             let on = self.recorder.begin(self.session);
-            let lived = self.life(&mut connection, on, &mut orders, trigger).await;
+            let lived = self.life(&mut connection, on, &mut orders, observer).await;
             self.recorder.record(on, |_| What::End);
             match lived {
                 Ok(()) => return Ok(()),
-                Err(Lost::Connection) => sleep(RETRY).await,
+                Err(Lost::Connection) => {
+                    observer.lost();
+                    lost += 1;
+                    sleep(RETRY).await;
+                }
+                Err(Lost::Left) => {
+                    lost += 1;
+                    sleep(RETRY).await;
+                }
                 Err(Lost::Promise(what)) => return Err(what),
             }
         }
@@ -171,12 +228,16 @@ impl Sender {
         connection: &mut Connection,
         on: checker::Connection,
         orders: &mut watch::Receiver<Orders>,
-        trigger: &Trigger,
+        observer: &dyn Observer,
     ) -> Result<(), Lost> {
         let mut flying: HashMap<u64, Open> = HashMap::new();
         // Half of the allowed rate: the test is about crashes, not about limits.
-        let pace = Duration::from_secs_f64(1.0 / (connection.sends_per_s * 0.5).min(2_000.0));
-        let mut next_send = Instant::now();
+        let allowed = || Duration::from_secs_f64(1.0 / (connection.sends_per_s * 0.5).min(2_000.0));
+        let pace = self.manner.pace.unwrap_or_else(allowed);
+        // Clients with a pace of their own do not all begin at once.
+        let first_us =
+            if self.manner.pace.is_some() { self.random.below(pace.as_micros() as u64) } else { 0 };
+        let mut next_send = Instant::now() + Duration::from_micros(first_us);
         let ended = loop {
             let phase = orders.borrow().phase.clone();
             if phase == Phase::Stop {
@@ -188,15 +249,19 @@ impl Sender {
             }
             if phase != Phase::Load && self.waiting.is_empty() && flying.is_empty() {
                 let Some(index) = self.next_sample() else { return Ok(()) };
-                self.waiting.push_back(Open { index, tries: 1, not_before: Instant::now() });
+                let now = Instant::now();
+                self.waiting.push_back(Open { index, tries: 1, not_before: now, asked: now });
             }
             let due = self.waiting.front().map(|open| open.not_before.max(next_send));
+            let owed = flying.values().map(|open| open.asked + self.manner.patience).min();
             tokio::select! {
                 biased;
                 () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() && flying.len() < WINDOW => {
                     let Some(mut open) = self.waiting.pop_front() else { continue };
                     next_send = Instant::now() + pace;
                     open.tries += 1;
+                    open.asked = Instant::now();
+                    self.wanted[open.index].first_try.get_or_insert(open.asked);
                     let sent = self.ask(connection, on, &open).await;
                     match sent {
                         Ok(id) => { flying.insert(id, open); }
@@ -205,15 +270,21 @@ impl Sender {
                 }
                 frame = connection.next() => {
                     let Ok(frame) = frame else { break Lost::Connection };
+                    if frame.get("reconnect").is_some() {
+                        break Lost::Left;
+                    }
                     let Some(id) = frame["id"].as_u64() else { continue };
                     let Some(open) = flying.remove(&id) else { continue };
-                    match self.answered(on, id, &frame, &open, trigger) {
+                    match self.answered(on, id, &frame, &open, observer) {
                         Ok(None) => {}
                         Ok(Some(wait)) => {
                             self.waiting.push_back(Open { not_before: Instant::now() + wait, ..open });
                         }
                         Err(what) => break Lost::Promise(what),
                     }
+                }
+                () = sleep_until(owed.unwrap_or_else(Instant::now)), if owed.is_some() => {
+                    break Lost::Connection;
                 }
                 _ = orders.changed() => {}
             }
@@ -252,8 +323,10 @@ impl Sender {
         let client_msg_id = format!("c{}-{index}", self.number);
         let filler = "x".repeat(usize::try_from(self.random.below(400)).unwrap_or(0));
         let text = format!("{client_msg_id} {:016x} {filler}", self.random.next_u64());
-        self.wanted.push(Wanted { room, client_msg_id, text, since, acked: false });
-        Open { index, tries: 0, not_before: Instant::now() }
+        let first_try = None;
+        self.wanted.push(Wanted { room, client_msg_id, text, since, first_try, acked: false });
+        let now = Instant::now();
+        Open { index, tries: 0, not_before: now, asked: now }
     }
 
     /// One of up to 20 sends that were acked at any time, to be asked again with the `since` of their first try.
@@ -277,7 +350,7 @@ impl Sender {
         id: u64,
         frame: &Value,
         open: &Open,
-        trigger: &Trigger,
+        observer: &dyn Observer,
     ) -> Result<Option<Duration>, String> {
         let call = Call(id);
         let wanted = &mut self.wanted[open.index];
@@ -285,6 +358,7 @@ impl Sender {
         if let Some(error) = frame.get("error") {
             let code = recorder::code(error).ok_or_else(|| format!("an error without a code: {frame}"))?;
             self.recorder.record(on, |_| What::Refused { call, room: None, code });
+            observer.refused(code);
             let wait = Duration::from_millis(error["retry_after_ms"].as_u64().unwrap_or(50).min(5_000));
             return match code {
                 100 | 108 | 111 | 112 => Ok(Some(wait)),
@@ -299,10 +373,10 @@ impl Sender {
         };
         let duplicate = reply["duplicate"].as_bool().unwrap_or(false);
         self.recorder.record(on, |_| What::Sent { call, seq: Seq(seq), at: UnixMs(at), duplicate });
+        observer.acked(&wanted.room, wanted.first_try.unwrap_or(open.asked), wanted.acked);
         wanted.acked = true;
         let known = self.known.entry(wanted.room.clone()).or_default();
         *known = seq.max(*known);
-        trigger.ack();
         Ok(None)
     }
 }
@@ -310,6 +384,8 @@ impl Sender {
 /// Why a sender's connection ended.
 enum Lost {
     Connection,
+    /// The server asked us to come back elsewhere.
+    Left,
     Promise(String),
 }
 
@@ -321,6 +397,7 @@ pub struct Subscriber {
     pub session: Session,
     pub recorder: Recorder,
     pub rooms: Vec<String>,
+    pub manner: Manner,
 }
 
 /// What a subscriber keeps of a room between connections.
@@ -338,12 +415,14 @@ impl Subscriber {
         for room in &self.rooms {
             places.insert(room.clone(), Place::default());
         }
+        let mut lost = 0;
         loop {
             let now = orders.borrow_and_update().clone();
             if done(&now.phase, &places) {
                 return Ok(());
             }
-            match Connection::open(now.address, &self.user.token).await {
+            let gateway = now.gateway(self.number, lost);
+            match Connection::open_within(self.manner.patience, gateway, &self.user.token).await {
                 Ok(mut connection) => {
                     let on = self.recorder.begin(self.session);
                     let lived = self.life(&mut connection, on, &mut orders, &mut places).await;
@@ -359,6 +438,7 @@ impl Subscriber {
                 }
                 Err(ConnectError::Away(_)) => {}
             }
+            lost += 1;
             sleep(RETRY).await;
         }
     }
@@ -409,6 +489,8 @@ impl Subscriber {
                 self.event(on, pushed, places).with_context(|| self.broken(&frame))?;
             } else if let Some(gap) = frame.get("gap") {
                 self.gap(on, gap, places)?;
+            } else if frame.get("reconnect").is_some() {
+                bail!("asked to come back elsewhere");
             } else if frame.get("unsubscribed").is_some() || frame.get("room_gone").is_some() {
                 bail!(self.broken(&frame));
             }

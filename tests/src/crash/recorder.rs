@@ -8,7 +8,7 @@
 use anyhow::Context;
 use banyan_checker::{
     Connection, Content, Event, Fault, FaultKind, Gap, History, Kind, Log, Marks, Names, Record, Room, Seq,
-    Session, Subscribed, Time, UnixMs, What,
+    Session, Subscribed, Time, UnixMs, User, What,
 };
 use serde_json::Value;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -90,6 +90,16 @@ impl Recorder {
     /// The number of a room.
     pub fn room(&self, room: &str) -> Room {
         self.lock().history.names.room(room)
+    }
+
+    /// The number of a user.
+    pub fn user(&self, user: &str) -> User {
+        self.lock().history.names.user(user)
+    }
+
+    /// An event that no client was told: one of the store's.
+    pub fn event(&self, value: &Value) -> anyhow::Result<Event> {
+        event(&mut self.lock().history.names, value).map(|(_, event)| event)
     }
 
     /// What has been recorded so far; the rest is lost.

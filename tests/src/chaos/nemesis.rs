@@ -1,0 +1,559 @@
+//! What is done to a cluster under load, one thing at a time, each with its healing.
+//!
+//! Owns: the list of nemeses, what each does in which order.
+//! Always holds: after a strike everything that was broken has been mended, or the strike is an error; every wait ends.
+//! Does not: judge. It says whose rooms were concerned and from when on, and the meter tells how those fared.
+
+use anyhow::{Context, bail, ensure};
+use banyan_checker::FaultKind;
+use banyan_test_servers::proxy::Fault;
+use clap::ValueEnum;
+use serde::{Deserialize, Serialize};
+use std::time::Duration;
+use tokio::time::{Instant, sleep};
+
+use super::stage::Stage;
+
+/// Until a node is ready again: a store that was away may keep it waiting.
+const READY_LIMIT: Duration = Duration::from_secs(120);
+/// Until rooms take sends again after a node died, or the ring is whole again.
+const WHOLE_LIMIT: Duration = Duration::from_secs(60);
+
+/// How long a thawed node has nobody but its fence to tell it what it missed.
+const ALONE: Duration = Duration::from_secs(1);
+
+/// How long things last.
+#[derive(Debug, Clone, Copy)]
+pub struct Lengths {
+    pub freeze: Duration,
+    pub etcd_down: Duration,
+    pub cql_down: Duration,
+    pub cut: Duration,
+    /// How many nodes join, and leave.
+    pub joiners: usize,
+}
+
+impl Default for Lengths {
+    fn default() -> Self {
+        Self {
+            freeze: Duration::from_secs(20),
+            etcd_down: Duration::from_secs(60),
+            cql_down: Duration::from_secs(15),
+            cut: Duration::from_secs(8),
+            joiners: 3,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Nemesis {
+    /// kill -9 of a node, and a new start when its rooms have found another owner. Others are refused where it was
+    Kill,
+    /// The same as if its machine were gone: nobody is refused, nobody is told, and only its lease tells
+    KillUnseen,
+    /// SIGSTOP of an owner for longer than it can stay one, then SIGCONT
+    Freeze,
+    /// SIGTERM, and a new start
+    Term,
+    /// SIGTERM and a new start of every node, one after the other
+    Rolling,
+    /// More nodes join, one after the other
+    Join,
+    /// Those that joined leave again
+    Leave,
+    /// All of etcd killed, started again after a minute
+    EtcdDown,
+    /// Every server of etcd stopped and started, one after the other
+    EtcdRestart,
+    /// The leader of etcd killed (three servers)
+    EtcdLeader,
+    /// etcd set back to an older snapshot while an owner is frozen, `banyan ring recover`, then the owner thawed
+    EtcdRestore,
+    /// One of three servers of the store killed
+    CqlDown,
+    /// One of three servers of the store frozen
+    CqlFreeze,
+    /// All servers of the store killed and started again
+    CqlAllDown,
+    /// Nothing gets through to an owner from other nodes, nor back
+    Cut,
+    /// What other nodes send to an owner does not arrive
+    CutToOwner,
+    /// What an owner sends to other nodes does not arrive
+    CutFromOwner,
+    /// An owner does not reach etcd, and goes on: its lease runs out, others take its rooms, and only the fence tells it
+    CutFromEtcd,
+}
+
+impl Nemesis {
+    pub fn name(self) -> String {
+        self.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
+    }
+
+    /// Why it cannot be done to a cluster of so many servers, if so.
+    pub const fn wants(self, etcd: usize, cql: u8) -> Option<&'static str> {
+        match self {
+            Self::EtcdLeader if etcd < 3 => Some("wants three servers of etcd"),
+            Self::CqlDown | Self::CqlFreeze | Self::CqlAllDown if cql < 3 => {
+                Some("wants three servers of the store")
+            }
+            _ => None,
+        }
+    }
+
+    /// Slots must have found other owners by it.
+    pub const fn changes_owners(self) -> bool {
+        matches!(
+            self,
+            Self::Kill
+                | Self::KillUnseen
+                | Self::Freeze
+                | Self::Term
+                | Self::Rolling
+                | Self::Join
+                | Self::Leave
+                | Self::EtcdRestore
+                | Self::CutFromEtcd
+        )
+    }
+}
+
+/// What was struck.
+#[derive(Debug, Default)]
+pub struct Struck {
+    /// For people.
+    pub what: String,
+    pub concerned: Vec<Concerned>,
+    pub moved: Option<Moved>,
+}
+
+/// Rooms that must have found a new owner, or felt it.
+#[derive(Debug)]
+pub struct Concerned {
+    /// How long until each took a send counts from here.
+    pub from_us: u64,
+    /// When all was well again.
+    pub to_us: u64,
+    pub rooms: Vec<String>,
+}
+
+/// Slots that found another owner though nobody died.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct Moved {
+    pub slots: u64,
+    /// Of them, those that went to a node that had been there before.
+    pub between_survivors: u64,
+    /// Changes of owner, seen one by one: more than `slots` where one moved twice.
+    pub changes: u64,
+    pub took_s: f64,
+}
+
+impl Struck {
+    fn new(what: impl Into<String>) -> Self {
+        Self { what: what.into(), ..Self::default() }
+    }
+
+    fn rooms_from(mut self, from_us: u64, to_us: u64, rooms: Vec<String>) -> Self {
+        self.concerned.push(Concerned { from_us, to_us, rooms });
+        self
+    }
+}
+
+/// Does it, and mends it.
+pub async fn strike(nemesis: Nemesis, stage: &mut Stage) -> anyhow::Result<Struck> {
+    match nemesis {
+        Nemesis::Kill => kill(stage, Fault::Refuse).await,
+        Nemesis::KillUnseen => kill(stage, Fault::Cut).await,
+        Nemesis::Freeze => freeze(stage).await,
+        Nemesis::Term => term(stage).await,
+        Nemesis::Rolling => rolling(stage).await,
+        Nemesis::Join => join(stage).await,
+        Nemesis::Leave => leave(stage).await,
+        Nemesis::EtcdDown => etcd_down(stage).await,
+        Nemesis::EtcdRestart => etcd_restart(stage).await,
+        Nemesis::EtcdLeader => etcd_leader(stage).await,
+        Nemesis::EtcdRestore => etcd_restore(stage).await,
+        Nemesis::CqlDown => cql_down(stage).await,
+        Nemesis::CqlFreeze => cql_freeze(stage).await,
+        Nemesis::CqlAllDown => cql_all_down(stage).await,
+        Nemesis::Cut => cut(stage, Fault::Cut).await,
+        Nemesis::CutToOwner => cut(stage, Fault::CutToServer).await,
+        Nemesis::CutFromOwner => cut(stage, Fault::CutToClient).await,
+        Nemesis::CutFromEtcd => cut_from_etcd(stage).await,
+    }
+}
+
+/// `seen`: what other nodes find where it was. The proxy before it must do as the kernel would: it accepts by itself.
+async fn kill(stage: &mut Stage, seen: Fault) -> anyhow::Result<Struck> {
+    let victim = stage.an_owner()?;
+    let rooms = stage.rooms_of(&victim);
+    if seen == Fault::Cut {
+        stage.cluster.node(&victim)?.before(seen);
+    }
+    stage.cluster.node(&victim)?.process.kill().await?;
+    let at = stage.meter.now_us();
+    stage.cluster.node(&victim)?.before(seen);
+    stage.recorder.fault(FaultKind::Kill);
+    stage.look();
+    taken_over(stage, &rooms, at).await?;
+    start_again(stage, &victim).await?;
+    Ok(Struck::new(format!("killed {victim}")).rooms_from(at, stage.meter.now_us(), rooms))
+}
+
+/// Waits until each of the rooms has acked a send since then.
+async fn taken_over(stage: &Stage, rooms: &[String], from_us: u64) -> anyhow::Result<()> {
+    let until = Instant::now() + WHOLE_LIMIT;
+    loop {
+        let silent = stage.meter.next_acks(rooms, from_us).iter().filter(|next| next.is_none()).count();
+        if silent == 0 {
+            return Ok(());
+        }
+        ensure!(
+            Instant::now() < until,
+            "{silent} of {} rooms have acked no send for {WHOLE_LIMIT:?}",
+            rooms.len()
+        );
+        sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// Starts a node, and waits until it is ready and owns its share.
+async fn start_again(stage: &mut Stage, node: &str) -> anyhow::Result<()> {
+    stage.cluster.launch(node)?;
+    stage.cluster.node(node)?.before(Fault::Pass);
+    stage.look();
+    stage.cluster.node(node)?.wait_ready_within(READY_LIMIT).await?;
+    whole(stage).await
+}
+
+/// Waits until every slot has an owner that lives, and every node its share.
+pub(super) async fn whole(stage: &mut Stage) -> anyhow::Result<()> {
+    let until = Instant::now() + WHOLE_LIMIT;
+    loop {
+        let counts = stage.ownership.counts();
+        let shards: Vec<&String> = stage.shards().collect();
+        let fair = stage.cluster.plan.slots / u32::try_from(shards.len())?;
+        let share = shards.iter().all(|node| counts.get(*node).copied().unwrap_or_default() >= fair);
+        if stage.ownership.is_whole(stage.cluster.plan.slots) && share {
+            return Ok(());
+        }
+        ensure!(
+            Instant::now() < until,
+            "the ring is not whole after {WHOLE_LIMIT:?}: slots {counts:?}, nodes {:?}{}",
+            stage.ownership.nodes(),
+            if stage.ownership.is_frozen() { ", frozen" } else { "" }
+        );
+        sleep(Duration::from_millis(50)).await;
+    }
+}
+
+async fn freeze(stage: &mut Stage) -> anyhow::Result<Struck> {
+    let victim = stage.an_owner()?;
+    let rooms = stage.rooms_of(&victim);
+    stage.cluster.node(&victim)?.process.freeze()?;
+    let at = stage.meter.now_us();
+    stage.recorder.fault(FaultKind::Other);
+    // Every other time etcd does not reach it at first when it wakes up, so that nothing but its own fence can stop it.
+    let alone = stage.random_below(2) == 0;
+    if alone {
+        stage.cluster.node(&victim)?.towards_etcd(Fault::Cut);
+    }
+    sleep(stage.lengths.freeze).await;
+    stage.cluster.node(&victim)?.process.thaw()?;
+    if alone {
+        sleep(ALONE).await;
+        stage.cluster.node(&victim)?.towards_etcd(Fault::Pass);
+    }
+    taken_over(stage, &rooms, at).await?;
+    stage.cluster.node(&victim)?.wait_ready_within(READY_LIMIT).await?;
+    whole(stage).await?;
+    let length = stage.lengths.freeze.as_secs();
+    let alone = if alone { ", woke it without etcd" } else { "" };
+    Ok(Struck::new(format!("froze {victim} for {length} s{alone}")).rooms_from(
+        at,
+        stage.meter.now_us(),
+        rooms,
+    ))
+}
+
+/// Asks a node to end and starts it again. Its rooms, and since when.
+async fn end_and_start(stage: &mut Stage, node: &str) -> anyhow::Result<(u64, Vec<String>)> {
+    let rooms = stage.rooms_of(node);
+    let at = stage.meter.now_us();
+    stage.recorder.fault(FaultKind::Other);
+    stage.cluster.node(node)?.process.stop().await?;
+    stage.cluster.node(node)?.before(Fault::Refuse);
+    start_again(stage, node).await?;
+    Ok((at, rooms))
+}
+
+async fn term(stage: &mut Stage) -> anyhow::Result<Struck> {
+    let victim = stage.an_owner()?;
+    let (at, rooms) = end_and_start(stage, &victim).await?;
+    Ok(Struck::new(format!("ended {victim} and started it again")).rooms_from(
+        at,
+        stage.meter.now_us(),
+        rooms,
+    ))
+}
+
+async fn rolling(stage: &mut Stage) -> anyhow::Result<Struck> {
+    let mut struck = Struck::new("ended and started every node in turn");
+    let nodes: Vec<String> = stage.cluster.nodes.keys().cloned().collect();
+    for node in nodes {
+        let (at, rooms) = end_and_start(stage, &node).await?;
+        struck = struck.rooms_from(at, stage.meter.now_us(), rooms);
+    }
+    Ok(struck)
+}
+
+async fn join(stage: &mut Stage) -> anyhow::Result<Struck> {
+    let (before, mut struck, mut sum) = (stage.cluster.nodes.len(), Struck::new(""), Moved::default());
+    for _ in 0..stage.lengths.joiners {
+        let (rooms, slots) = (stage.room_owners(), stage.ownership.owners());
+        let (at, changes) = (stage.meter.now_us(), stage.ownership.changes());
+        let joined = stage.add_node().await?;
+        whole(stage).await?;
+        let now = stage.meter.now_us();
+        let moved = stage.room_owners().into_iter().filter(|(room, owner)| rooms.get(room) != Some(owner));
+        struck = struck.rooms_from(at, now, moved.map(|(room, _)| room).collect());
+        for (slot, owner) in stage.ownership.owners() {
+            let moved = slots.get(&slot) != Some(&owner);
+            sum.slots += u64::from(moved);
+            sum.between_survivors += u64::from(moved && owner != joined);
+        }
+        sum.changes += (stage.ownership.changes() - changes) as u64;
+        sum.took_s += (now - at) as f64 / 1e6;
+        struck.what += &format!("{}{joined}", if struck.what.is_empty() { "" } else { ", " });
+    }
+    let now = stage.cluster.nodes.len();
+    struck.what += &format!(
+        " joined: {before} to {now} nodes; {} slots moved, {} between those that were there, in {:.1} s",
+        sum.slots, sum.between_survivors, sum.took_s
+    );
+    struck.moved = Some(sum);
+    Ok(struck)
+}
+
+async fn leave(stage: &mut Stage) -> anyhow::Result<Struck> {
+    if stage.joined.is_empty() {
+        return join(stage).await;
+    }
+    let before = stage.cluster.nodes.len();
+    let mut struck = Struck::new("");
+    for node in std::mem::take(&mut stage.joined) {
+        let rooms = stage.rooms_of(&node);
+        let at = stage.meter.now_us();
+        stage.recorder.fault(FaultKind::Other);
+        stage.remove_node(&node).await?;
+        whole(stage).await?;
+        struck = struck.rooms_from(at, stage.meter.now_us(), rooms);
+        struck.what += &format!("{}{node}", if struck.what.is_empty() { "" } else { ", " });
+    }
+    let now = stage.cluster.nodes.len();
+    struck.what += &format!(" left: {before} to {now} nodes");
+    Ok(struck)
+}
+
+// ---------------------------------------------------------------- etcd
+
+async fn all_ready(stage: &mut Stage) -> anyhow::Result<()> {
+    for node in stage.cluster.nodes.values_mut() {
+        node.wait_ready_within(READY_LIMIT).await?;
+    }
+    whole(stage).await
+}
+
+async fn etcd_down(stage: &mut Stage) -> anyhow::Result<Struck> {
+    let at = stage.meter.now_us();
+    stage.cluster.etcd.kill_all().await?;
+    stage.recorder.fault(FaultKind::Other);
+    stage.look();
+    sleep(stage.lengths.etcd_down).await;
+    stage.cluster.etcd.start_all().await?;
+    stage.look();
+    all_ready(stage).await?;
+    let rooms = stage.rooms();
+    let length = stage.lengths.etcd_down.as_secs();
+    Ok(Struck::new(format!("no etcd for {length} s")).rooms_from(at, stage.meter.now_us(), rooms))
+}
+
+async fn etcd_restart(stage: &mut Stage) -> anyhow::Result<Struck> {
+    let at = stage.meter.now_us();
+    stage.recorder.fault(FaultKind::Other);
+    for member in 0..stage.cluster.etcd.members() {
+        stage.cluster.etcd.member(member).restart().await?;
+        stage.look();
+    }
+    all_ready(stage).await?;
+    Ok(Struck::new("restarted every server of etcd").rooms_from(at, stage.meter.now_us(), stage.rooms()))
+}
+
+async fn etcd_leader(stage: &mut Stage) -> anyhow::Result<Struck> {
+    let leader = stage.cluster.etcd.leader().await?;
+    let at = stage.meter.now_us();
+    stage.cluster.etcd.member(leader).kill().await?;
+    stage.recorder.fault(FaultKind::Other);
+    stage.look();
+    sleep(Duration::from_secs(5)).await;
+    stage.cluster.etcd.member(leader).restart().await?;
+    stage.look();
+    all_ready(stage).await?;
+    Ok(Struck::new(format!("killed the leader of etcd, server {leader}")).rooms_from(
+        at,
+        stage.meter.now_us(),
+        stage.rooms(),
+    ))
+}
+
+/// The snapshot is made; then slots change their owners, so that it is old; then an owner is frozen and etcd set back.
+async fn etcd_restore(stage: &mut Stage) -> anyhow::Result<Struck> {
+    let snapshot = stage.cluster.plan.directory.join(format!("etcd-{}.snapshot", stage.meter.now_us()));
+    stage.cluster.etcd.snapshot_save(&snapshot).await?;
+    let died = stage.an_owner()?;
+    let rooms = stage.rooms_of(&died);
+    stage.cluster.node(&died)?.process.kill().await?;
+    let killed_at = stage.meter.now_us();
+    stage.cluster.node(&died)?.before(Fault::Refuse);
+    stage.recorder.fault(FaultKind::Kill);
+    stage.look();
+    taken_over(stage, &rooms, killed_at).await?;
+    start_again(stage, &died).await?;
+
+    let frozen = loop {
+        let owner = stage.an_owner()?;
+        if owner != died || stage.cluster.nodes.len() == 1 {
+            break owner;
+        }
+    };
+    stage.cluster.node(&frozen)?.process.freeze()?;
+    let at = stage.meter.now_us();
+    stage.recorder.fault(FaultKind::Other);
+    stage.cluster.etcd.snapshot_restore(&snapshot).await?;
+    stage.look();
+    // Whoever registers for an epoch that the store knows already stops everything.
+    let until = Instant::now() + Duration::from_secs(30);
+    while !stage.ownership.is_frozen() && Instant::now() < until {
+        sleep(Duration::from_millis(50)).await;
+    }
+    let noticed = stage.ownership.is_frozen();
+    let recovered_at = stage.meter.now_us();
+    stage.recover().await?;
+    sleep(Duration::from_secs(2)).await;
+    stage.cluster.node(&frozen)?.process.thaw()?;
+    all_ready(stage).await?;
+    std::fs::remove_file(&snapshot).with_context(|| format!("cannot remove {}", snapshot.display()))?;
+    let noticed = if noticed { "was noticed" } else { "was not noticed" };
+    let what = format!(
+        "killed {died}, froze {frozen}, set etcd back: it {noticed}; recovered after {:.1} s, then thawed",
+        (recovered_at - at) as f64 / 1e6
+    );
+    Ok(Struck::new(what).rooms_from(at, stage.meter.now_us(), stage.rooms()))
+}
+
+// ---------------------------------------------------------------- the store
+
+async fn cql_down(stage: &mut Stage) -> anyhow::Result<Struck> {
+    let server = stage.random_below(stage.cluster.cql.nodes());
+    let at = stage.meter.now_us();
+    stage.cluster.cql.node(server).kill().await?;
+    stage.recorder.fault(FaultKind::Other);
+    stage.look();
+    sleep(stage.lengths.cql_down).await;
+    stage.cluster.cql.start_all().await?;
+    stage.look();
+    all_ready(stage).await?;
+    Ok(Struck::new(format!("killed server {server} of the store")).rooms_from(
+        at,
+        stage.meter.now_us(),
+        stage.rooms(),
+    ))
+}
+
+async fn cql_freeze(stage: &mut Stage) -> anyhow::Result<Struck> {
+    let server = stage.random_below(stage.cluster.cql.nodes());
+    let at = stage.meter.now_us();
+    stage.cluster.cql.node(server).freeze()?;
+    stage.recorder.fault(FaultKind::Other);
+    sleep(stage.lengths.cql_down).await;
+    stage.cluster.cql.node(server).thaw()?;
+    stage.cluster.cql.wait_ready().await?;
+    all_ready(stage).await?;
+    let length = stage.lengths.cql_down.as_secs();
+    let what = format!("froze server {server} of the store for {length} s");
+    Ok(Struck::new(what).rooms_from(at, stage.meter.now_us(), stage.rooms()))
+}
+
+async fn cql_all_down(stage: &mut Stage) -> anyhow::Result<Struck> {
+    stage.cluster.cql.kill_all().await?;
+    stage.recorder.fault(FaultKind::Other);
+    stage.look();
+    sleep(stage.lengths.cql_down).await;
+    stage.cluster.cql.start_all().await?;
+    // It is the way back that is measured.
+    let at = stage.meter.now_us();
+    stage.look();
+    all_ready(stage).await?;
+    Ok(Struck::new("killed the whole store").rooms_from(at, stage.meter.now_us(), stage.rooms()))
+}
+
+// ---------------------------------------------------------------- between nodes
+
+async fn cut(stage: &mut Stage, fault: Fault) -> anyhow::Result<Struck> {
+    let victim = stage.an_owner()?;
+    let rooms = stage.rooms_of(&victim);
+    let at = stage.meter.now_us();
+    let length = stage.lengths.cut;
+    let node = stage.cluster.node(&victim)?;
+    let Some(proxy) = &node.proxy else { bail!("there is no proxy before {victim}") };
+    proxy.set(fault);
+    stage.recorder.fault(FaultKind::Other);
+    sleep(length).await;
+    proxy.set(Fault::Pass);
+    if let Some(trouble) = proxy.trouble() {
+        bail!("the proxy before {victim}: {trouble}");
+    }
+    taken_over(stage, &rooms, stage.meter.now_us()).await?;
+    all_ready(stage).await?;
+    Ok(Struck::new(format!("{fault:?} before {victim} for {} s", length.as_secs())).rooms_from(
+        at,
+        stage.meter.now_us(),
+        rooms,
+    ))
+}
+
+async fn cut_from_etcd(stage: &mut Stage) -> anyhow::Result<Struck> {
+    let victim = stage.an_owner()?;
+    let rooms = stage.rooms_of(&victim);
+    let at = stage.meter.now_us();
+    let length = stage.lengths.cut;
+    stage.cluster.node(&victim)?.towards_etcd(Fault::Cut);
+    stage.recorder.fault(FaultKind::Other);
+    sleep(length).await;
+    stage.cluster.node(&victim)?.towards_etcd(Fault::Pass);
+    taken_over(stage, &rooms, at).await?;
+    all_ready(stage).await?;
+    let what = format!("{victim} did not reach etcd for {} s", length.as_secs());
+    Ok(Struck::new(what).rooms_from(at, stage.meter.now_us(), rooms))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_nemesis_has_a_name_of_its_own() {
+        let mut names: Vec<String> = Nemesis::value_variants().iter().map(|nemesis| nemesis.name()).collect();
+        assert!(names.contains(&"etcd-restore".to_owned()) && names.contains(&"kill".to_owned()));
+        names.sort();
+        names.dedup();
+        assert_eq!(names.len(), Nemesis::value_variants().len());
+    }
+
+    #[test]
+    fn what_wants_three_servers_says_so() {
+        assert!(Nemesis::EtcdLeader.wants(1, 3).is_some() && Nemesis::EtcdLeader.wants(3, 1).is_none());
+        assert!(Nemesis::CqlDown.wants(3, 1).is_some() && Nemesis::Kill.wants(1, 1).is_none());
+    }
+}
