@@ -23,7 +23,9 @@ use serde_json::json;
 /// What CI runs each time.
 const CI_SEEDS: u64 = 400;
 /// And a few that nobody has run before.
-const CI_RANDOM: u64 = 3;
+const CI_RANDOM: u64 = 20;
+/// What is said of seeds in the mean, and of what happens in some of them, is not asked of fewer.
+const SEEDS_FOR_MEANS: u64 = 100;
 /// A sweep of fewer seeds need not reach every situation.
 const SEEDS_FOR_COVERAGE: u64 = 1_000;
 /// Seeds within which a planted bug must be caught.
@@ -279,16 +281,19 @@ fn report(arguments: &Arguments, options: &Options, sum: &Sum, took: Duration) -
     if !sum.differing.is_empty() {
         wrong.push(format!("seeds that were not the same twice: {:?}", sum.differing));
     }
-    if sum.inputs < INPUTS_A_SEED * sum.seeds {
+    let has_means = sum.seeds >= SEEDS_FOR_MEANS;
+    if has_means && sum.inputs < INPUTS_A_SEED * sum.seeds {
         wrong.push(format!("a seed has fewer than {INPUTS_A_SEED} inputs in the mean"));
     }
-    if sum.changed * 100 < CHANGED_PERCENT * sum.seeds {
+    if has_means && sum.changed * 100 < CHANGED_PERCENT * sum.seeds {
         wrong.push(format!("only {} of {} seeds change an owner", sum.changed, sum.seeds));
     }
     if sum.seeds >= SEEDS_FOR_COVERAGE && !missing.is_empty() {
         wrong.push(format!("never reached: {}", missing.join("; ")));
     }
-    wrong.extend(short);
+    if has_means {
+        wrong.extend(short);
+    }
     if arguments.json {
         let situations: BTreeMap<&str, u64> =
             Situation::ALL.iter().map(|of| (of.text(), sum.coverage().count(*of))).collect();
