@@ -168,6 +168,7 @@ stays with you. A certificate says what its node may do; a gateway's is refused 
 Examples:
   banyan gencerts --dir certs a b c
   banyan gencerts --dir certs --roles gateway edge-1 edge-2
+  banyan gencerts --dir certs --roles gateway --any gateway    for all gateways of a deployment
 
 Exit codes:
   0   the files are made
@@ -315,22 +316,19 @@ impl Settings {
     /// The configuration of a server, or everything that is wrong with it.
     pub(crate) fn load(&self) -> Result<config::Loaded, Failure> {
         let loaded = self.load_for_command()?;
-        match loaded.config.cannot_serve() {
-            Some(words) => Err(Failure::new(Exit::Usage, words)),
-            None => Ok(loaded),
-        }
+        if loaded.unfit.is_empty() { Ok(loaded) } else { Err(wrong(loaded.unfit)) }
     }
 
     /// The configuration of a command that needs only a part of it.
     pub(crate) fn load_for_command(&self) -> Result<config::Loaded, Failure> {
-        config::load(self.config.as_deref(), std::env::vars_os(), &self.flags()).map_err(
-            |config::Problems(lines)| Failure {
-                exit: Exit::Usage,
-                lines,
-                hint: Some("`banyan genconfig` prints every setting with its default".to_owned()),
-            },
-        )
+        config::load(self.config.as_deref(), std::env::vars_os(), &self.flags())
+            .map_err(|config::Problems(lines)| wrong(lines))
     }
+}
+
+fn wrong(lines: Vec<String>) -> Failure {
+    let hint = Some("`banyan genconfig` prints every setting with its default".to_owned());
+    Failure { exit: Exit::Usage, lines, hint }
 }
 
 #[derive(Debug, Subcommand)]
@@ -578,6 +576,9 @@ pub(crate) struct Gencerts {
     /// Names of nodes, as their server.node_id
     #[arg(value_name = "NODE")]
     pub(crate) nodes: Vec<String>,
+    /// Makes a certificate FILE.pem that any node with the roles may show: where nodes come and go by themselves
+    #[arg(long, value_name = "FILE")]
+    pub(crate) any: Option<String>,
     /// Where the files are made
     #[arg(long = "dir", value_name = "DIRECTORY", default_value = "certs")]
     pub(crate) directory: PathBuf,

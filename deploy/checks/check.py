@@ -22,14 +22,6 @@ import ruamel.yaml
 DEPLOY = Path(__file__).resolve().parent.parent
 KUBERNETES = "1.31"
 
-# Whether `banyan serve` knows the flags of cluster nodes. They come with the cluster's release; until then command
-# lines are checked without them. A binary that knows them while this is False is a failure: switch it on.
-CLUSTER_FLAGS = True
-
-# What comes with those flags: taken out of command lines and environments while CLUSTER_FLAGS is False.
-LATER_FLAGS = {"--roles", "--etcd", "--scylla", "--peer-listen", "--advertise", "--cluster", "--peer-ca", "--peer-cert", "--peer-key"}
-LATER_SECTIONS = {"CLUSTER", "SCYLLA", "PEER"}
-
 # What the chart cannot know by itself.
 REQUIRED = {
     "etcd": {"endpoints": ["http://etcd-0:2379", "http://etcd-1:2379", "http://etcd-2:2379"]},
@@ -92,16 +84,11 @@ class Banyan:
     def __init__(self, path):
         self.path = path
         self.checked = 0
-        knows = "--roles" in run([path, "serve", "--help"])
-        need(knows == CLUSTER_FLAGS, f"banyan serve {'knows' if knows else 'does not know'} --roles: set CLUSTER_FLAGS in {__file__}")
 
     def check(self, where, arguments, environment):
         """`serve` with these would start: checkconfig reads exactly what serve reads."""
         need(arguments and arguments[0] == "serve", f"{where}: not a serve command: {arguments}")
-        arguments, environment = list(arguments[1:]), dict(environment)
-        if not CLUSTER_FLAGS:
-            arguments = [a for a in arguments if a.split("=")[0] not in LATER_FLAGS]
-            environment = {n: v for n, v in environment.items() if n.removeprefix("BANYAN_").split("__")[0] not in LATER_SECTIONS}
+        arguments = list(arguments[1:])
         mine = {name: value for name, value in environment.items() if name.startswith("BANYAN_")}
         try:
             run([self.path, "checkconfig", *arguments], env={"PATH": os.defpath, **mine})

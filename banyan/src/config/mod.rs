@@ -109,6 +109,12 @@ impl Config {
             let words = "gateway.proxy_protocol is on and gateway.trusted_proxies is empty: name the balancer's addresses there";
             found.push((&["gateway.proxy_protocol", "gateway.trusted_proxies"], words));
         }
+        found
+    }
+
+    /// What stands in the way of a server of this configuration, and of no other command.
+    fn serve_conflicts(&self) -> Vec<(&'static [&'static str], &'static str)> {
+        let mut found = Vec::new();
         self.cluster_conflicts(&mut found);
         found
     }
@@ -116,19 +122,6 @@ impl Config {
     /// Where the keys of tokens are.
     pub(crate) fn keys_dir(&self) -> &Path {
         self.accounts.keys_dir.as_ref().unwrap_or(&self.server.data_dir)
-    }
-
-    /// What only stands in the way of a server; commands may be told of the store alone, or of etcd alone.
-    pub(crate) fn cannot_serve(&self) -> Option<&'static str> {
-        match (self.cluster.etcd.is_empty(), self.scylla.nodes.is_empty()) {
-            (true, false) => Some(
-                "scylla.nodes without cluster.etcd: two nodes on one store must know of each other; name etcd's servers with --etcd URL,…",
-            ),
-            (false, true) => Some(
-                "cluster.etcd without scylla.nodes: the nodes of a cluster share one store; name its servers with --scylla HOST:PORT,…",
-            ),
-            (true, true) | (false, false) => None,
-        }
     }
 
     /// Whether the node is one of several.
@@ -143,7 +136,15 @@ impl Config {
                 let words = "cluster.roles without cluster.etcd: a node that is alone has every role; name etcd's servers";
                 found.push((&["cluster.roles", "cluster.etcd"], words));
             }
+            if !scylla.nodes.is_empty() {
+                let words = "scylla.nodes without cluster.etcd: two nodes on one store must know of each other; name etcd's servers with --etcd URL,…";
+                found.push((&["scylla.nodes", "cluster.etcd"], words));
+            }
             return;
+        }
+        if scylla.nodes.is_empty() {
+            let words = "cluster.etcd without scylla.nodes: the nodes of a cluster share one store; name its servers with --scylla HOST:PORT,…";
+            found.push((&["cluster.etcd", "scylla.nodes"], words));
         }
         let set = [&peer.ca, &peer.cert, &peer.key].iter().filter(|file| file.is_some()).count();
         if set != 0 && set != 3 {
@@ -203,6 +204,8 @@ pub(crate) struct Flag {
 pub(crate) struct Loaded {
     pub(crate) config: Config,
     origins: BTreeMap<(&'static str, &'static str), Origin>,
+    /// Why it is none for a server, one line each.
+    pub(crate) unfit: Vec<String>,
 }
 
 impl Loaded {
@@ -304,20 +307,24 @@ impl Loader {
 
     fn finish(mut self) -> Result<Loaded, Problems> {
         // What goes together is only worth a word once each value is right.
+        let problem = |(keys, words): (&[&str], &'static str)| {
+            let named = |key: &&str| key.split_once('.').and_then(|place| self.origins.get(&place)).cloned();
+            // The strongest layer is the one that was likely changed last.
+            let origin = keys.iter().filter_map(named).max().unwrap_or(Origin::Default);
+            Problem::new(origin, words)
+        };
+        let lines = |mut problems: Vec<Problem>| -> Vec<String> {
+            problems.sort();
+            problems.iter().map(Problem::to_string).collect()
+        };
         if self.problems.is_empty() {
-            for (keys, words) in self.config.conflicts() {
-                let named =
-                    |key: &&str| key.split_once('.').and_then(|place| self.origins.get(&place)).cloned();
-                // The strongest layer is the one that was likely changed last.
-                let origin = keys.iter().filter_map(named).max().unwrap_or(Origin::Default);
-                self.problems.push(Problem::new(origin, words));
-            }
+            self.problems = self.config.conflicts().into_iter().map(problem).collect();
         }
         if self.problems.is_empty() {
-            return Ok(Loaded { config: self.config, origins: self.origins });
+            let unfit = lines(self.config.serve_conflicts().into_iter().map(problem).collect());
+            return Ok(Loaded { config: self.config, origins: self.origins, unfit });
         }
-        self.problems.sort();
-        Err(Problems(self.problems.iter().map(Problem::to_string).collect()))
+        Err(Problems(lines(self.problems)))
     }
 }
 

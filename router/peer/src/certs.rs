@@ -17,7 +17,7 @@ use rcgen::{
     KeyPair, KeyUsagePurpose, SanType, date_time_ymd,
 };
 
-use crate::tls::{Identity, read_certificates};
+use crate::tls::{ANY_NODE, Identity, read_certificates};
 use crate::{Error, Tls, TlsFiles};
 
 const DAY: Duration = Duration::from_secs(24 * 3_600);
@@ -43,17 +43,42 @@ pub fn make_ca(directory: &Path, cluster: &str, now: UnixMs) -> Result<Made, Err
     Ok(made)
 }
 
-/// Makes `{node}.pem` and `{node}.key` in the directory, signed by its `ca.pem` and `ca.key`.
+/// Who may show a certificate.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Holder {
+    /// This node; its name is that of the files too.
+    Node(NodeId),
+    /// Any node with the roles; the files have this name.
+    Any(NodeId),
+}
+
+impl Holder {
+    fn file(&self) -> &NodeId {
+        match self {
+            Self::Node(name) | Self::Any(name) => name,
+        }
+    }
+
+    fn node(&self) -> &str {
+        match self {
+            Self::Node(node) => node.as_str(),
+            Self::Any(_) => ANY_NODE,
+        }
+    }
+}
+
+/// Makes a `.pem` and a `.key` in the directory, signed by its `ca.pem` and `ca.key`.
 pub fn make_node(
     directory: &Path,
     cluster: &str,
-    node: &NodeId,
+    holder: &Holder,
     roles: &[Role],
     valid: Duration,
     now: UnixMs,
 ) -> Result<Made, Error> {
+    let file = holder.file();
     let made =
-        Made { cert: directory.join(format!("{node}.pem")), key: directory.join(format!("{node}.key")) };
+        Made { cert: directory.join(format!("{file}.pem")), key: directory.join(format!("{file}.key")) };
     absent(&made)?;
     let (ca_cert, ca_key) = (directory.join("ca.pem"), directory.join("ca.key"));
     read_certificates(&ca_cert)?;
@@ -67,8 +92,8 @@ pub fn make_node(
     let mut params = CertificateParams::default();
     hold(&mut params, now, valid);
     params.distinguished_name = DistinguishedName::new();
-    params.distinguished_name.push(DnType::CommonName, node.as_str());
-    for uri in Identity::uris(cluster, node, roles) {
+    params.distinguished_name.push(DnType::CommonName, holder.node());
+    for uri in Identity::uris(cluster, holder.node(), roles) {
         params.subject_alt_names.push(SanType::URI(Ia5String::try_from(uri).map_err(wrong)?));
     }
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];

@@ -24,7 +24,7 @@ mod merge;
 mod metrics;
 mod socket;
 
-pub use certs::{Made, make_ca, make_node};
+pub use certs::{Holder, Made, make_ca, make_node};
 pub use hello::{Hello, Me};
 pub use options::Options;
 pub use outgoing::{Events, Link, Outgoing};

@@ -57,16 +57,21 @@ impl Security {
     }
 }
 
+/// The node of a certificate that any node may show: for deployments that make and drop nodes by themselves. Its roles hold
+/// all the same.
+pub(crate) const ANY_NODE: &str = "*";
+
 /// Whom a certificate is for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {
     pub cluster: String,
+    /// A node's name, or `*`.
     pub node: String,
     pub roles: Vec<Role>,
 }
 
 impl Identity {
-    pub(crate) fn uris(cluster: &str, node: &NodeId, roles: &[Role]) -> Vec<String> {
+    pub(crate) fn uris(cluster: &str, node: &str, roles: &[Role]) -> Vec<String> {
         let node = format!("{SCHEME}{cluster}/node/{node}");
         let roles = roles.iter().map(|role| format!("{SCHEME}{cluster}/role/{}", role_word(*role)));
         std::iter::once(node).chain(roles).collect()
@@ -109,7 +114,7 @@ impl Identity {
                 self.node, self.cluster
             )));
         }
-        if self.node != node.as_str() {
+        if self.node != node.as_str() && self.node != ANY_NODE {
             return Err(Why::Certificate(format!(
                 "the certificate is for node {}, shown by node {node}",
                 self.node

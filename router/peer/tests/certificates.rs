@@ -15,7 +15,7 @@ use banyan_proto::id::UnixMs;
 use banyan_proto::link::{LinkId, ToShard, ToShardBatch};
 use banyan_router::node_key::Role;
 use banyan_router::slot_key::NodeId;
-use banyan_router_peer::{Error, Made, Me, Security, Server, Tls, TlsFiles, Why, make_ca, make_node};
+use banyan_router_peer::{Error, Holder, Made, Me, Security, Server, Tls, TlsFiles, Why, make_ca, make_node};
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 
@@ -39,7 +39,8 @@ fn files(directory: &Path, made: &Made) -> TlsFiles {
 }
 
 fn node(directory: &Path, cluster: &str, name: &str, roles: &[Role]) -> Arc<Tls> {
-    let made = make_node(directory, cluster, &NodeId::parse(name).unwrap(), roles, YEAR, now()).unwrap();
+    let holder = Holder::Node(NodeId::parse(name).unwrap());
+    let made = make_node(directory, cluster, &holder, roles, YEAR, now()).unwrap();
     Tls::load(files(directory, &made)).unwrap()
 }
 
@@ -139,7 +140,7 @@ async fn a_server_with_a_certificate_of_another_does_not_start() {
 async fn certificates_are_read_again_without_a_restart() {
     let (old, new) = (authority("test"), authority("test"));
     let shard = |ca: &TempDir| {
-        let name = NodeId::parse("shard").unwrap();
+        let name = Holder::Node(NodeId::parse("shard").unwrap());
         make_node(ca.path(), "test", &name, &[Role::Shard], YEAR, now()).unwrap()
     };
     let in_use = tempfile::tempdir().unwrap();
@@ -178,7 +179,7 @@ async fn certificates_are_read_again_without_a_restart() {
 #[test]
 fn what_is_made_is_private_and_never_overwritten() {
     let ca = authority("test");
-    let name = NodeId::parse("n").unwrap();
+    let name = Holder::Node(NodeId::parse("n").unwrap());
     let roles = [Role::Gateway, Role::Shard];
     let made = make_node(ca.path(), "test", &name, &roles, YEAR, now()).unwrap();
     let paths: Vec<PathBuf> = [&made.cert, &made.key]
@@ -203,7 +204,7 @@ fn what_is_made_is_private_and_never_overwritten() {
     );
 
     // The authority of another cluster, a key that is not the authority's, an outdated certificate.
-    let other = NodeId::parse("m").unwrap();
+    let other = Holder::Node(NodeId::parse("m").unwrap());
     let error = make_node(ca.path(), "other cluster", &other, &roles, YEAR, now()).unwrap_err().to_string();
     assert!(error.contains("a cluster's name has"), "{error}");
     let elsewhere = authority("test");
@@ -214,4 +215,19 @@ fn what_is_made_is_private_and_never_overwritten() {
     let long_ago = UnixMs(now().0 - 3 * 365 * 24 * 3_600_000);
     let error = make_node(elsewhere.path(), "test", &other, &roles, YEAR, long_ago).unwrap_err().to_string();
     assert!(error.contains("xpired"), "{error}");
+}
+
+#[tokio::test]
+async fn a_certificate_for_any_node_is_of_its_roles_alone() {
+    let ca = authority("test");
+    let holder = Holder::Any(NodeId::parse("gateway").unwrap());
+    let made = make_node(ca.path(), "test", &holder, &[Role::Gateway], YEAR, now()).unwrap();
+    assert_eq!(made.cert, ca.path().join("gateway.pem"));
+    let any = Security::Tls(Tls::load(files(ca.path(), &made)).unwrap());
+    let owner = Owner::secured(options(), tls(&ca, "shard", Role::Shard)).await;
+    let mut gateway = dials(&owner, gateway_me(), any.clone());
+    gateway.comes_up().await;
+    // A node that says it owns slots may not show it.
+    let mut pretender = dials(&owner, shard_me("other", 9), any);
+    certificate(pretender.next().await, "does not allow the role shard");
 }

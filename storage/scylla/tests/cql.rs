@@ -461,7 +461,12 @@ fn freeze(node: &mut cassandra::Node) {
     }
 }
 
-/// As a barrier does it: asks until there is an answer. A node that has none for two seconds leaves.
+/// Longest that a fence may be out of reach when a server freezes. A node that has no answer for two seconds leaves and
+/// comes back, which costs its rooms a moment and nothing else; on a busy machine one read of some hundreds takes that
+/// long, though all three servers were asked.
+const FENCE_LIMIT: Duration = Duration::from_secs(10);
+
+/// As a barrier does it: asks until there is an answer.
 fn not_fenced(store: &Scylla, incarnation: Incarnation, failed: &mut usize) -> Duration {
     let begun = Instant::now();
     loop {
@@ -472,7 +477,7 @@ fn not_fenced(store: &Scylla, incarnation: Incarnation, failed: &mut usize) -> D
             }
             Err(error) => {
                 *failed += 1;
-                assert!(begun.elapsed() < Duration::from_secs(2), "no answer about a fence: {error}");
+                assert!(begun.elapsed() < FENCE_LIMIT, "no answer about a fence: {error}");
             }
         }
     }
