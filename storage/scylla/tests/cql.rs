@@ -489,7 +489,8 @@ fn a_frozen_node(runtime: &Arc<Runtime>, cluster: &mut Cassandra, nodes: &[Strin
     let (ours, id) = (room("frozen"), segment(1, 0));
     let (mut fences, mut unknown, mut failed) = (Vec::new(), 0, 0);
     for i in 0..200 {
-        fences.push(not_fenced(store, Incarnation(i), &mut failed));
+        // Names that the contract, on the same keyspace, has not fenced.
+        fences.push(not_fenced(store, Incarnation((5 << 90) + i), &mut failed));
         let seq = u64::try_from(i).unwrap() + 1;
         let outcomes = put_until_done(store, &ours, &rows(&ours, id, 1, seq, seq), 8);
         unknown += outcomes.iter().filter(|outcome| **outcome == Outcome::Unknown).count();
