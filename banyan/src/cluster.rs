@@ -162,7 +162,7 @@ impl Cluster {
             leaving: leaving.clone(),
             stop: stop.clone(),
         };
-        let joined = Self {
+        let mut joined = Self {
             board,
             status,
             run,
@@ -172,7 +172,6 @@ impl Cluster {
             runs: tokio::spawn(runs.run()),
             drain_deadline: config.server.drain_deadline,
         };
-        let mut joined = joined;
         joined.is_up().await?;
         Ok((joined, routes))
     }

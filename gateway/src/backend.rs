@@ -120,22 +120,7 @@ impl Question {
     fn may_repeat(&self) -> bool {
         match self {
             Self::UserRooms { .. } => true,
-            Self::Room { command, .. } => match command {
-                // The owner knows it by its id.
-                RoomCommand::Send(_)
-                | RoomCommand::Mark { .. }
-                | RoomCommand::History { .. }
-                | RoomCommand::Members { .. }
-                | RoomCommand::Summary
-                | RoomCommand::Subscribe => true,
-                RoomCommand::Create { .. }
-                | RoomCommand::Update { .. }
-                | RoomCommand::Join
-                | RoomCommand::Leave
-                | RoomCommand::Add { .. }
-                | RoomCommand::Remove { .. }
-                | RoomCommand::SetRole { .. } => false,
-            },
+            Self::Room { command, .. } => command.may_repeat(),
         }
     }
 }

@@ -142,6 +142,28 @@ pub enum RoomCommand {
     Subscribe,
 }
 
+impl RoomCommand {
+    /// Whether it may be asked again though an owner may have done it already: doing it twice is doing it once. The
+    /// owner knows a send by its id.
+    pub fn may_repeat(&self) -> bool {
+        match self {
+            Self::Send(_)
+            | Self::Mark { .. }
+            | Self::History { .. }
+            | Self::Members { .. }
+            | Self::Summary
+            | Self::Subscribe => true,
+            Self::Create { .. }
+            | Self::Update { .. }
+            | Self::Join
+            | Self::Leave
+            | Self::Add { .. }
+            | Self::Remove { .. }
+            | Self::SetRole { .. } => false,
+        }
+    }
+}
+
 /// Owner to gateway.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum FromShard {

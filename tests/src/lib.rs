@@ -6,4 +6,3 @@ pub mod crash;
 pub mod power_cut;
 pub mod random;
 pub mod server;
-pub mod tools;

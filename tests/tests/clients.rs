@@ -6,11 +6,11 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use banyan_checker::{Call, Demand, Marks, Mode, Rules, Seq, Start, Store, Subscribed, Verdict, What, check};
+use banyan_test_servers::tools;
 use banyan_tests::crash::Reader;
 use banyan_tests::crash::client::{self, Connection, User};
 use banyan_tests::crash::recorder::{Recorder, content_of_text};
 use banyan_tests::server::{Server, binary};
-use banyan_tests::tools;
 use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::process::Stdio;

@@ -378,21 +378,7 @@ impl Worker {
         }
         self.pending_of(at).is_some_and(|(_, pending)| match &pending.what {
             What::Send { .. } | What::Subscribe(_) => true,
-            What::Room { command, .. } => match command.as_ref() {
-                RoomCommand::Send(_)
-                | RoomCommand::Mark { .. }
-                | RoomCommand::History { .. }
-                | RoomCommand::Members { .. }
-                | RoomCommand::Summary
-                | RoomCommand::Subscribe => true,
-                RoomCommand::Create { .. }
-                | RoomCommand::Update { .. }
-                | RoomCommand::Join
-                | RoomCommand::Leave
-                | RoomCommand::Add { .. }
-                | RoomCommand::Remove { .. }
-                | RoomCommand::SetRole { .. } => false,
-            },
+            What::Room { command, .. } => command.may_repeat(),
             What::Auth | What::Refresh | What::Backend => false,
         })
     }
