@@ -6,7 +6,7 @@ use crate::pass::{Pass, Position};
 use crate::report::Promise;
 use crate::world::{Map, World};
 
-pub(crate) fn judge(world: &World<'_>, pass: &Pass, found: &mut Found<'_>) {
+pub(crate) fn judge(world: &World<'_>, pass: &Pass<'_>, found: &mut Found<'_>) {
     let Some(liveness) = &world.history.liveness else { return };
     for room in &liveness.rooms {
         found.checked(Promise::I15);

@@ -9,7 +9,7 @@ use crate::report::Promise;
 use crate::store::{MemberRow, Row};
 use crate::world::{Map, RoomIndex, World};
 
-pub(crate) fn judge(world: &World<'_>, pass: &Pass, found: &mut Found<'_>) {
+pub(crate) fn judge(world: &World<'_>, pass: &Pass<'_>, found: &mut Found<'_>) {
     for room in world.rooms() {
         let Some(members) = &room.stored.members else { continue };
         let rows: Map<User, &MemberRow> = members.iter().map(|row| (row.user, row)).collect();
@@ -19,7 +19,7 @@ pub(crate) fn judge(world: &World<'_>, pass: &Pass, found: &mut Found<'_>) {
 }
 
 /// A member's row knows every change that was ever told: it is written before.
-fn judge_rows(room: &RoomIndex<'_>, rows: &Map<User, &MemberRow>, pass: &Pass, found: &mut Found<'_>) {
+fn judge_rows(room: &RoomIndex<'_>, rows: &Map<User, &MemberRow>, pass: &Pass<'_>, found: &mut Found<'_>) {
     let id = room.stored.room;
     let told = pass.room(id).map_or(Seq(0), |state| state.told);
     let mut newest: Map<User, &Row> = Map::default();
@@ -67,7 +67,7 @@ fn judge_marks(
     world: &World<'_>,
     room: &RoomIndex<'_>,
     members: &[MemberRow],
-    pass: &Pass,
+    pass: &Pass<'_>,
     found: &mut Found<'_>,
 ) {
     let id = room.stored.room;

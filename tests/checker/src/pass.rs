@@ -15,14 +15,16 @@ pub(crate) use tries::{Fate, Intent, Try};
 
 use crate::check::Rules;
 use crate::found::{Found, NONE};
-use crate::history::{Ask, History, Kind, Mode, What};
+use crate::history::{Ask, History, Kind, Mode, Record, What};
 use crate::id::{Call, Connection, Log, Message, Room, Seq, Session, Time, User};
 use crate::report::Promise;
 use crate::world::{Map, World};
 use cursor::Cursor;
 
-#[derive(Debug, Default)]
-pub(crate) struct Pass {
+#[derive(Debug)]
+pub(crate) struct Pass<'w> {
+    world: &'w World<'w>,
+    rules: &'w Rules,
     pub(crate) rooms: Vec<RoomState>,
     connections: Vec<ConnectionState>,
     /// Sessions that have had a connection.
@@ -108,6 +110,13 @@ struct ConnectionState {
     page: Vec<(Call, Seq, Seq, bool)>,
 }
 
+/// The record that is being judged, and the connection that it happened on.
+#[derive(Debug, Clone, Copy)]
+struct At {
+    index: u32,
+    on: Connection,
+}
+
 /// A command without its reply.
 #[derive(Debug, Clone, Copy)]
 struct Open {
@@ -122,16 +131,34 @@ struct Open {
     of_try: u32,
 }
 
-impl Pass {
-    pub(crate) fn run(world: &World<'_>, rules: &Rules, found: &mut Found<'_>) -> Self {
+impl<'w> Pass<'w> {
+    fn new(world: &'w World<'w>, rules: &'w Rules) -> Self {
         let history = world.history;
-        let mut pass = Self {
+        Self {
+            world,
+            rules,
+            rooms: Vec::new(),
+            connections: Vec::new(),
+            begun: Map::default(),
+            cursors: Vec::new(),
+            cursor_of: Map::default(),
+            positions: Vec::new(),
+            position_of: Map::default(),
+            intents: Vec::new(),
+            intent_of: Map::default(),
+            tries: Vec::new(),
+            marks: Map::default(),
+            marks_pushed: Map::default(),
+            marks_asked: Map::default(),
             half: history.liveness.as_ref().map(|l| Time(l.healed.0.midpoint(l.deadline.0.max(l.healed.0)))),
             end: history.records.last().map_or(Time(0), |record| record.at),
-            ..Self::default()
-        };
-        for index in 0..history.records.len() {
-            pass.step(world, rules, found, index as u32);
+        }
+    }
+
+    pub(crate) fn run(world: &'w World<'w>, rules: &'w Rules, found: &mut Found<'_>) -> Self {
+        let mut pass = Self::new(world, rules);
+        for (index, record) in world.history.records.iter().enumerate() {
+            pass.step(found, At { index: index as u32, on: record.on }, record);
         }
         if pass.half.is_some() {
             pass.note_half();
@@ -139,10 +166,9 @@ impl Pass {
         pass
     }
 
-    fn step(&mut self, world: &World<'_>, rules: &Rules, found: &mut Found<'_>, index: u32) {
-        let history = world.history;
-        let record = &history.records[index as usize];
-        let on = record.on;
+    fn step(&mut self, found: &mut Found<'_>, at: At, record: &Record) {
+        let history = self.world.history;
+        let At { index, on } = at;
         if self.half.is_some_and(|half| record.at > half) {
             self.note_half();
         }
@@ -150,29 +176,29 @@ impl Pass {
             What::Begin { session } => self.begin(history, on, *session, found),
             What::End => self.end(on),
             What::Send { call, room, message, since, content } => {
-                let of_try = self.invoked(index, on, *room, *message, *since, *content);
-                self.open(index, on, *call, *room, of_try);
+                let of_try = self.invoked(at, *room, *message, *since, *content);
+                self.open(at, *call, *room, of_try);
             }
             What::Mark { call, room, delivered, seen } => {
                 let user = self.user(on);
                 for seq in delivered.iter().chain(seen) {
                     self.marks_asked.entry((*room, user, *seq)).or_insert(record.at);
                 }
-                self.open(index, on, *call, *room, NONE);
+                self.open(at, *call, *room, NONE);
             }
             What::Subscribe { call, room, .. }
             | What::Unsubscribe { call, room }
             | What::History { call, room, .. }
-            | What::Ask { call, room, .. } => self.open(index, on, *call, *room, NONE),
+            | What::Ask { call, room, .. } => self.open(at, *call, *room, NONE),
             What::Sent { call, seq, duplicate, .. } => {
                 if let Some(open) = self.close(on, *call, None) {
-                    self.acked(world, found, index, on, open, *seq, *duplicate);
+                    self.acked(found, at, open, *seq, *duplicate);
                 }
             }
             What::Refused { call, room, code } => {
                 if let Some(open) = self.close(on, *call, *room) {
                     if open.of_try == NONE && *code == 107 {
-                        self.mark_refused(world, found, index, on, open);
+                        self.mark_refused(found, at, open);
                     }
                     self.refused(found, index, open, *code);
                     if room.is_none()
@@ -185,7 +211,7 @@ impl Pass {
             }
             What::Subscribed { call, room, reply } => {
                 if let Some(open) = self.close(on, *call, Some(*room)) {
-                    self.subscribed(world, rules, found, index, on, open, reply);
+                    self.subscribed(found, at, open, reply);
                 }
             }
             What::UnsubscribeDone { call, room } => {
@@ -195,7 +221,7 @@ impl Pass {
             }
             What::PageEvent { call, event } => {
                 let Some(open) = self.find(on, *call) else { return };
-                self.page_event(world, found, index, on, open.room, *call, event);
+                self.page_event(found, at, open.room, *call, event);
             }
             What::PageGap { call, from, to, expired } => {
                 if let Some(state) = self.connections.get_mut(on.0 as usize) {
@@ -204,13 +230,13 @@ impl Pass {
             }
             What::Page { call, head, log, more } => {
                 if let Some(open) = self.close(on, *call, None) {
-                    self.log_told(world, found, index, open.room, *log);
-                    self.page(world, found, index, on, open, *head, *more);
+                    self.log_told(found, index, open.room, *log);
+                    self.page(found, at, open, *head, *more);
                 }
             }
             What::Marked { call, marks } => {
                 if let Some(open) = self.close(on, *call, None) {
-                    self.marked(world, rules, found, index, on, open, *marks);
+                    self.marked(found, at, open, *marks);
                 }
             }
             What::Answered { call, head } => {
@@ -218,18 +244,18 @@ impl Pass {
                 let Some(head) = *head else { return };
                 let asked = &history.records[open.record as usize].what;
                 if matches!(asked, What::Ask { about: Ask::Summary, .. }) {
-                    self.read(world, found, index, on, open, head);
+                    self.read(found, at, open, head);
                 }
                 self.told(open.room, head, index);
             }
-            What::Event { room, event } => self.pushed(world, found, index, on, *room, event),
+            What::Event { room, event } => self.pushed(found, at, *room, event),
             What::Gap { room, from, to, expired } => {
-                self.gap(world, rules, found, index, on, *room, (*from, *to), *expired);
+                self.gap(found, at, *room, (*from, *to), *expired);
             }
-            What::Unsubscribed { room, code } => self.unsubscribed(world, found, index, on, *room, *code),
-            What::Head { room, head, n } => self.head(world, found, index, on, *room, *head, *n),
+            What::Unsubscribed { room, code } => self.unsubscribed(found, at, *room, *code),
+            What::Head { room, head, n } => self.head(found, at, *room, *head, *n),
             What::Marks { room, user, delivered, seen } => {
-                self.marks_pushed(world, rules, found, index, (on, *room, *user), *delivered, *seen);
+                self.marks_pushed(found, index, (on, *room, *user), *delivered, *seen);
             }
         }
     }
@@ -254,14 +280,14 @@ impl Pass {
         }
     }
 
-    fn open(&mut self, index: u32, on: Connection, call: Call, room: Room, of_try: u32) {
+    fn open(&mut self, At { index, on }: At, call: Call, room: Room, of_try: u32) {
         let state = self.room_mut(room);
         let (floor, floor_by) = (state.told, state.told_by);
-        let at = on.0 as usize;
-        if self.connections.len() <= at {
-            self.connections.resize_with(at + 1, ConnectionState::nobody);
+        let place = on.0 as usize;
+        if self.connections.len() <= place {
+            self.connections.resize_with(place + 1, ConnectionState::nobody);
         }
-        self.connections[at].open.push(Open { call, room, record: index, floor, floor_by, of_try });
+        self.connections[place].open.push(Open { call, room, record: index, floor, floor_by, of_try });
     }
 
     fn find(&self, on: Connection, call: Call) -> Option<Open> {
@@ -308,15 +334,9 @@ impl Pass {
     }
 
     /// I10: a read that was begun after something was told includes it.
-    fn read(
-        &mut self,
-        world: &World<'_>,
-        found: &mut Found<'_>,
-        index: u32,
-        on: Connection,
-        open: Open,
-        head: Seq,
-    ) {
+    fn read(&mut self, found: &mut Found<'_>, at: At, open: Open, head: Seq) {
+        let world = self.world;
+        let At { index, on } = at;
         found.checked(Promise::I10);
         let view = world.view(open.room, self.user(on));
         let least = view.cap(open.floor);
@@ -350,7 +370,8 @@ impl Pass {
     }
 
     /// I1: a room's log lives on.
-    fn log_told(&mut self, world: &World<'_>, found: &mut Found<'_>, index: u32, room: Room, log: Log) {
+    fn log_told(&mut self, found: &mut Found<'_>, index: u32, room: Room, log: Log) {
+        let world = self.world;
         let stored = world.room(room).and_then(|room| room.stored.log);
         let first = *self.room_mut(room).log.get_or_insert((log, index));
         if stored.is_some_and(|stored| stored != log) || first.0 != log {
@@ -380,13 +401,13 @@ impl ConnectionState {
 
 /// I2 and I8 for an event that somebody was told: it is the one in the store, and it was sent before.
 fn judge_told(
-    pass: &mut Pass,
-    world: &World<'_>,
+    pass: &mut Pass<'_>,
     found: &mut Found<'_>,
     index: u32,
     room: Room,
     event: &crate::history::Event,
 ) {
+    let world = pass.world;
     let first = pass.room_mut(room).firsts.note(event.seq, index);
     if let Some(stored) = world.room(room)
         && event.seq > stored.stored.floor

@@ -12,7 +12,7 @@ use crate::world::{Map, World};
 /// More tries than this are not told one by one.
 const TOLD_TRIES: usize = 8;
 
-pub(crate) fn judge(world: &World<'_>, rules: &Rules, pass: &Pass, found: &mut Found<'_>) {
+pub(crate) fn judge(world: &World<'_>, rules: &Rules, pass: &Pass<'_>, found: &mut Found<'_>) {
     let stored = match_rows(world, pass, found);
     let mut acked: Map<(Room, Seq), u32> = Map::default();
     let mut rows = Vec::new();
@@ -30,7 +30,7 @@ pub(crate) fn judge(world: &World<'_>, rules: &Rules, pass: &Pass, found: &mut F
 }
 
 /// I1: no head was told beyond the end of the log.
-fn judge_ends(world: &World<'_>, pass: &Pass, found: &mut Found<'_>) {
+fn judge_ends(world: &World<'_>, pass: &Pass<'_>, found: &mut Found<'_>) {
     for room in world.rooms() {
         let Some(state) = pass.room(room.stored.room) else { continue };
         if state.told > Seq(0) {
@@ -65,7 +65,7 @@ impl<'a> Stored<'a> {
     }
 }
 
-fn match_rows<'a>(world: &World<'a>, pass: &Pass, found: &mut Found<'_>) -> Stored<'a> {
+fn match_rows<'a>(world: &World<'a>, pass: &Pass<'_>, found: &mut Found<'_>) -> Stored<'a> {
     let mut stored = Stored { first: vec![None; pass.intents.len()], more: Vec::new() };
     for room in world.rooms() {
         let id = room.stored.room;
@@ -99,7 +99,7 @@ fn match_rows<'a>(world: &World<'a>, pass: &Pass, found: &mut Found<'_>) -> Stor
 struct Case<'c, 'a> {
     world: &'c World<'a>,
     rules: &'c Rules,
-    pass: &'c Pass,
+    pass: &'c Pass<'c>,
     intent: &'c Intent,
     rows: &'c [&'a Row],
 }

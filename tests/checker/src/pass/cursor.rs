@@ -1,7 +1,6 @@
 //! Subscriptions: what each connection is pushed of a room, and where each session stands over its connections.
 
-use super::{Open, Pass, judge_told, tell_view};
-use crate::check::Rules;
+use super::{At, Open, Pass, judge_told, tell_view};
 use crate::found::Found;
 use crate::history::{Event, Mode, Start, Subscribed, What};
 use crate::id::{Connection, Room, Seq, Session, Time};
@@ -44,9 +43,10 @@ pub(crate) struct Position {
     pub(crate) in_time: Seq,
 }
 
-impl Pass {
+impl Pass<'_> {
     /// The session has everything up to `seq`.
-    pub(super) fn reached(&mut self, world: &World<'_>, position: u32, seq: Seq, by: u32) {
+    pub(super) fn reached(&mut self, position: u32, seq: Seq, by: u32) {
+        let world = self.world;
         let Some(position) = self.positions.get_mut(position as usize) else { return };
         (position.seq, position.by) = (seq, by);
         let at: Time = world.history.records[by as usize].at;
@@ -72,27 +72,19 @@ impl Pass {
     }
 
     /// A room of a `subscribe` is answered: a cursor begins.
-    #[expect(clippy::too_many_arguments, reason = "the fields of a reply and of the command it answers")]
-    pub(super) fn subscribed(
-        &mut self,
-        world: &World<'_>,
-        rules: &Rules,
-        found: &mut Found<'_>,
-        index: u32,
-        on: Connection,
-        open: Open,
-        reply: &Subscribed,
-    ) {
+    pub(super) fn subscribed(&mut self, found: &mut Found<'_>, at: At, open: Open, reply: &Subscribed) {
+        let world = self.world;
+        let At { index, on } = at;
         let room = open.room;
         let What::Subscribe { start, mode, .. } = world.history.records[open.record as usize].what else {
             return;
         };
-        self.log_told(world, found, index, room, reply.log);
-        self.read(world, found, index, on, open, reply.head);
+        self.log_told(found, index, room, reply.log);
+        self.read(found, at, open, reply.head);
         judge_n(world, found, index, room, reply.head, reply.n);
-        self.marks_read(world, rules, found, index, (on, room), open.record, reply.marks);
+        self.marks_read(found, index, (on, room), open.record, reply.marks);
         if mode == Mode::Live {
-            self.judge_start(world, rules, found, index, on, open, start, reply);
+            self.judge_start(found, at, open, start, reply);
         }
         found.coverage.resets += u64::from(reply.reset);
         found.coverage.gaps += u64::from(reply.gap.is_some());
@@ -111,23 +103,14 @@ impl Pass {
             resumes,
             position,
         });
-        self.reached(world, position, next.before(), index);
+        self.reached(position, next.before(), index);
         self.told(room, reply.head, index);
     }
 
     /// Where a live cursor begins: right above what the client has, but for what is announced.
-    #[expect(clippy::too_many_arguments, reason = "the fields of a reply and of the command it answers")]
-    fn judge_start(
-        &mut self,
-        world: &World<'_>,
-        rules: &Rules,
-        found: &mut Found<'_>,
-        index: u32,
-        on: Connection,
-        open: Open,
-        start: Start,
-        reply: &Subscribed,
-    ) {
+    fn judge_start(&mut self, found: &mut Found<'_>, at: At, open: Open, start: Start, reply: &Subscribed) {
+        let world = self.world;
+        let At { index, on } = at;
         let room = open.room;
         let user = self.user(on);
         let view = world.view(room, user);
@@ -178,7 +161,7 @@ impl Pass {
             Some(gap) => {
                 // Further behind than this may be left out; the rest only where the reader was out, or it is gone.
                 let floor = world.room(room).map_or(Seq(0), |room| room.stored.floor);
-                let near = Seq(end.0.saturating_sub(rules.behind)).max(wanted).max(floor.next());
+                let near = Seq(end.0.saturating_sub(self.rules.behind)).max(wanted).max(floor.next());
                 if let Some(seq) = view.first_visible(near, gap.to) {
                     broken(format!("seq {seq} is left out, though it is there, near and visible"));
                 }
@@ -188,24 +171,17 @@ impl Pass {
     }
 
     /// An event is pushed.
-    pub(super) fn pushed(
-        &mut self,
-        world: &World<'_>,
-        found: &mut Found<'_>,
-        index: u32,
-        on: Connection,
-        room: Room,
-        event: &Event,
-    ) {
+    pub(super) fn pushed(&mut self, found: &mut Found<'_>, at: At, room: Room, event: &Event) {
+        let At { index, on } = at;
         found.coverage.pushed += 1;
-        judge_told(self, world, found, index, room, event);
+        judge_told(self, found, index, room, event);
         self.told(room, event.seq, index);
         let user = self.user(on);
-        self.judge_visible(world, found, index, on, room, event.seq);
+        self.judge_visible(found, at, room, event.seq);
         if event.sender == user
             && let Some(message) = event.message
         {
-            self.own_event_pushed(world, index, on, room, message);
+            self.own_event_pushed(at, room, message);
         }
         found.checked(Promise::I5);
         let Some(at) = self.live_cursor(on, room) else {
@@ -243,21 +219,19 @@ impl Pass {
         let next = event.seq.next().max(cursor.next);
         cursor.moved(next, index);
         let position = cursor.position;
-        self.reached(world, position, next.before(), index);
+        self.reached(position, next.before(), index);
     }
 
-    #[expect(clippy::too_many_arguments, reason = "the fields of a push and where it was read")]
     pub(super) fn gap(
         &mut self,
-        world: &World<'_>,
-        rules: &Rules,
         found: &mut Found<'_>,
-        index: u32,
-        on: Connection,
+        at: At,
         room: Room,
         (from, to): (Seq, Seq),
         expired: bool,
     ) {
+        let world = self.world;
+        let At { index, on } = at;
         found.coverage.gaps += 1;
         found.checked(Promise::I5);
         let view = world.view(room, self.user(on));
@@ -282,7 +256,7 @@ impl Pass {
             && !expired
         {
             found.checked(Promise::I14);
-            let near = Seq(stored.last.0.saturating_sub(rules.behind));
+            let near = Seq(stored.last.0.saturating_sub(self.rules.behind));
             if to > near
                 && let Some(seq) = view.first_visible(from.max(stored.stored.floor.next()), to)
             {
@@ -300,19 +274,13 @@ impl Pass {
         let next = to.next().max(cursor.next);
         cursor.moved(next, index);
         let position = cursor.position;
-        self.reached(world, position, next.before(), index);
+        self.reached(position, next.before(), index);
     }
 
     /// I12: nothing of a time out of the room.
-    pub(super) fn judge_visible(
-        &mut self,
-        world: &World<'_>,
-        found: &mut Found<'_>,
-        index: u32,
-        on: Connection,
-        room: Room,
-        seq: Seq,
-    ) {
+    pub(super) fn judge_visible(&mut self, found: &mut Found<'_>, at: At, room: Room, seq: Seq) {
+        let world = self.world;
+        let At { index, on } = at;
         let user = self.user(on);
         let view = world.view(room, user);
         if view.stranger || !view.out.is_empty() {
@@ -336,15 +304,9 @@ impl Pass {
     }
 
     /// The push `unsubscribed`: everything up to the removal has come, nothing follows.
-    pub(super) fn unsubscribed(
-        &mut self,
-        world: &World<'_>,
-        found: &mut Found<'_>,
-        index: u32,
-        on: Connection,
-        room: Room,
-        code: u16,
-    ) {
+    pub(super) fn unsubscribed(&mut self, found: &mut Found<'_>, at: At, room: Room, code: u16) {
+        let world = self.world;
+        let At { index, on } = at;
         let Some(at) = self.cursor_of.remove(&(on, room)) else { return };
         found.coverage.ended += 1;
         let cursor = &self.cursors[at as usize];
@@ -357,7 +319,7 @@ impl Pass {
             // It is not told of the head at which it ends.
             let (position, end) = (cursor.position, view.ends.iter().find(|end| **end >= cursor.head));
             if let Some(end) = end {
-                self.reached(world, position, *end, index);
+                self.reached(position, *end, index);
             }
             return;
         }
@@ -379,19 +341,11 @@ impl Pass {
     }
 
     /// A passive subscription is told of a head.
-    #[expect(clippy::too_many_arguments, reason = "the fields of a push and where it was read")]
-    pub(super) fn head(
-        &mut self,
-        world: &World<'_>,
-        found: &mut Found<'_>,
-        index: u32,
-        on: Connection,
-        room: Room,
-        head: Seq,
-        n: u64,
-    ) {
+    pub(super) fn head(&mut self, found: &mut Found<'_>, at: At, room: Room, head: Seq, n: u64) {
+        let world = self.world;
+        let At { index, on } = at;
         found.coverage.heads += 1;
-        self.judge_visible(world, found, index, on, room, head);
+        self.judge_visible(found, at, room, head);
         judge_n(world, found, index, room, head, n);
         self.told(room, head, index);
         let Some(at) = self.cursor_of.get(&(on, room)).copied() else {
@@ -417,7 +371,7 @@ impl Pass {
         if cursor.mode == Mode::Passive {
             cursor.moved(head.next(), index);
             let position = cursor.position;
-            self.reached(world, position, head, index);
+            self.reached(position, head, index);
         }
     }
 }

@@ -3,7 +3,7 @@
 //! A mark that was asked for after the last change of owner is known to that owner, or to nobody: if less is told after it,
 //! that is no loss but words of an owner of the past.
 
-use super::{Open, Pass};
+use super::{At, Open, Pass};
 use crate::check::Rules;
 use crate::found::{Found, NONE};
 use crate::history::{Marks, What};
@@ -59,19 +59,11 @@ impl Mark {
     }
 }
 
-impl Pass {
+impl Pass<'_> {
     /// The reply to `mark`.
-    #[expect(clippy::too_many_arguments, reason = "the fields of a reply and of the command it answers")]
-    pub(super) fn marked(
-        &mut self,
-        world: &World<'_>,
-        rules: &Rules,
-        found: &mut Found<'_>,
-        index: u32,
-        on: Connection,
-        open: Open,
-        marks: Marks,
-    ) {
+    pub(super) fn marked(&mut self, found: &mut Found<'_>, at: At, open: Open, marks: Marks) {
+        let world = self.world;
+        let At { index, on } = at;
         let What::Mark { delivered, seen, .. } = world.history.records[open.record as usize].what else {
             return;
         };
@@ -82,21 +74,19 @@ impl Pass {
                 slice.record(open.record);
             });
         }
-        self.marks_read(world, rules, found, index, (on, open.room), open.record, marks);
+        self.marks_read(found, index, (on, open.room), open.record, marks);
     }
 
     /// A user reads its own marks: no less than what it was told before it asked.
-    #[expect(clippy::too_many_arguments, reason = "the fields of a reply and of the command it answers")]
     pub(super) fn marks_read(
         &mut self,
-        world: &World<'_>,
-        rules: &Rules,
         found: &mut Found<'_>,
         index: u32,
         (on, room): (Connection, Room),
         asked: u32,
         marks: Marks,
     ) {
+        let world = self.world;
         let user = self.user(on);
         judge_shape(world, found, index, room, marks.delivered, marks.seen);
         let stored = world.room(room).and_then(|room| room.row(marks.seen));
@@ -117,7 +107,7 @@ impl Pass {
         let mark = self.marks.entry((room, user)).or_default();
         // What was told while this was being asked may be newer.
         let fallen = mark.above(marks.delivered, marks.seen).filter(|(_, by)| *by < asked);
-        if judge_fall(world, rules, found, &self.marks_asked, index, (room, user), fallen) {
+        if judge_fall(world, self.rules, found, &self.marks_asked, index, (room, user), fallen) {
             mark.set(marks.delivered, marks.seen, index);
         } else {
             mark.raise(marks.delivered, marks.seen, index);
@@ -126,22 +116,20 @@ impl Pass {
 
     /// The push `marks`: never less than this connection was pushed before. One's own come by two ways that do not wait
     /// for each other, from the room and through the user's channel: clients take the larger, and replies are judged.
-    #[expect(clippy::too_many_arguments, reason = "the fields of a push and where it was read")]
     pub(super) fn marks_pushed(
         &mut self,
-        world: &World<'_>,
-        rules: &Rules,
         found: &mut Found<'_>,
         index: u32,
         (on, room, user): (Connection, Room, User),
         delivered: Seq,
         seen: Seq,
     ) {
+        let world = self.world;
         judge_shape(world, found, index, room, delivered, seen);
         let own = self.user(on) == user;
         let mark = self.marks_pushed.entry((on, room, user)).or_default();
         let fallen = mark.above(delivered, seen).filter(|_| !own);
-        if judge_fall(world, rules, found, &self.marks_asked, index, (room, user), fallen) {
+        if judge_fall(world, self.rules, found, &self.marks_asked, index, (room, user), fallen) {
             mark.set(delivered, seen, index);
         } else {
             mark.raise(delivered, seen, index);
@@ -150,14 +138,9 @@ impl Pass {
     }
 
     /// 107 for a mark: only above the head.
-    pub(super) fn mark_refused(
-        &mut self,
-        world: &World<'_>,
-        found: &mut Found<'_>,
-        index: u32,
-        on: Connection,
-        open: Open,
-    ) {
+    pub(super) fn mark_refused(&mut self, found: &mut Found<'_>, at: At, open: Open) {
+        let world = self.world;
+        let At { index, on } = at;
         let What::Mark { delivered, seen, .. } = world.history.records[open.record as usize].what else {
             return;
         };

@@ -1,46 +1,35 @@
 //! History pages: a read of the log, whole as far as it goes.
 
-use super::{Open, Pass, judge_told};
+use super::{At, Open, Pass, judge_told};
 use crate::found::Found;
 use crate::history::{Event, Range, What};
-use crate::id::{Call, Connection, Room, Seq};
+use crate::id::{Call, Room, Seq};
 use crate::report::Promise;
-use crate::world::World;
 
-impl Pass {
-    #[expect(clippy::too_many_arguments, reason = "the fields of a page's event and where it was read")]
+impl Pass<'_> {
     pub(super) fn page_event(
         &mut self,
-        world: &World<'_>,
         found: &mut Found<'_>,
-        index: u32,
-        on: Connection,
+        at: At,
         room: Room,
         call: Call,
         event: &Event,
     ) {
-        judge_told(self, world, found, index, room, event);
+        let At { index, on } = at;
+        judge_told(self, found, index, room, event);
         self.told(room, event.seq, index);
-        self.judge_visible(world, found, index, on, room, event.seq);
+        self.judge_visible(found, at, room, event.seq);
         if let Some(state) = self.connections.get_mut(on.0 as usize) {
             state.page.push((call, event.seq, event.seq, false));
         }
     }
 
     /// A page is complete: it is whole from its bound on, and its head is no older than the question.
-    #[expect(clippy::too_many_arguments, reason = "the fields of a reply and of the command it answers")]
-    pub(super) fn page(
-        &mut self,
-        world: &World<'_>,
-        found: &mut Found<'_>,
-        index: u32,
-        on: Connection,
-        open: Open,
-        head: Seq,
-        more: bool,
-    ) {
+    pub(super) fn page(&mut self, found: &mut Found<'_>, at: At, open: Open, head: Seq, more: bool) {
+        let world = self.world;
+        let At { index, on } = at;
         found.coverage.pages += 1;
-        self.read(world, found, index, on, open, head);
+        self.read(found, at, open, head);
         self.told(open.room, head, index);
         let What::History { range, .. } = world.history.records[open.record as usize].what else { return };
         let Some(state) = self.connections.get_mut(on.0 as usize) else { return };

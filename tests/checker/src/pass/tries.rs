@@ -1,11 +1,10 @@
 //! Sends: what each client wanted stored, over all its tries, and what it was told of them.
 
-use super::{Open, Pass};
+use super::{At, Open, Pass};
 use crate::found::{Found, NONE};
 use crate::history::{Refusal, What};
-use crate::id::{Connection, Content, Message, Room, Seq, User};
+use crate::id::{Content, Message, Room, Seq, User};
 use crate::report::Promise;
-use crate::world::World;
 
 /// One client message: (room, sender, `client_msg_id`).
 #[derive(Debug)]
@@ -47,16 +46,16 @@ pub(crate) enum Fate {
     Definite(u16),
 }
 
-impl Pass {
+impl Pass<'_> {
     pub(super) fn invoked(
         &mut self,
-        index: u32,
-        on: Connection,
+        at: At,
         room: Room,
         message: Message,
         since: Option<Seq>,
         content: Content,
     ) -> u32 {
+        let At { index, on } = at;
         let sender = self.user(on);
         let state = self.room_mut(room);
         let (floor, floor_by) = (state.told, state.told_by);
@@ -101,23 +100,15 @@ impl Pass {
     }
 
     /// An ok reply: on a live subscription it stands for its event.
-    #[expect(clippy::too_many_arguments, reason = "the fields of a reply and of the command it answers")]
-    pub(super) fn acked(
-        &mut self,
-        world: &World<'_>,
-        found: &mut Found<'_>,
-        index: u32,
-        on: Connection,
-        open: Open,
-        seq: Seq,
-        duplicate: bool,
-    ) {
+    pub(super) fn acked(&mut self, found: &mut Found<'_>, at: At, open: Open, seq: Seq, duplicate: bool) {
+        let world = self.world;
+        let index = at.index;
         let Some(of) = self.tries.get_mut(open.of_try as usize) else { return };
         of.fate = Fate::Acked(seq);
         of.reply = index;
         of.duplicate = duplicate;
         let (pushed, sent) = (of.pushed, of.record);
-        self.reply_in_place(world, found, (index, on, open.room), seq, (sent, pushed, duplicate));
+        self.reply_in_place(found, at, open.room, seq, (sent, pushed, duplicate));
         let healed = world.history.liveness.as_ref().map(|liveness| liveness.healed);
         let at = world.history.records[index as usize].at;
         let room = self.room_mut(open.room);
@@ -140,14 +131,9 @@ impl Pass {
     }
 
     /// An event of this connection's own user is pushed: a send of it that is open has lost its place.
-    pub(super) fn own_event_pushed(
-        &mut self,
-        world: &World<'_>,
-        index: u32,
-        on: Connection,
-        room: Room,
-        message: Message,
-    ) {
+    pub(super) fn own_event_pushed(&mut self, at: At, room: Room, message: Message) {
+        let world = self.world;
+        let At { index, on } = at;
         let Some(state) = self.connections.get(on.0 as usize) else { return };
         for open in state.open.iter().filter(|open| open.of_try != NONE && open.room == room) {
             let What::Send { message: of, .. } = world.history.records[open.record as usize].what else {
@@ -162,12 +148,14 @@ impl Pass {
     /// A promise that replies can break by themselves: 120 and the like are judged at the end.
     pub(super) fn reply_in_place(
         &mut self,
-        world: &World<'_>,
         found: &mut Found<'_>,
-        (index, on, room): (u32, Connection, Room),
+        at: At,
+        room: Room,
         seq: Seq,
         (sent, pushed, duplicate): (u32, u32, bool),
     ) {
+        let world = self.world;
+        let At { index, on } = at;
         let Some(at) = self.live_cursor(on, room) else { return };
         // Who leaves, or sets its cursor anew, gets the replies that wait at once.
         let moving = self.connections.get(on.0 as usize).is_some_and(|state| {
@@ -209,7 +197,7 @@ impl Pass {
             found.coverage.in_place += u64::from(seq == next);
             cursor.moved(seq.next(), index);
             let position = cursor.position;
-            self.reached(world, position, seq, index);
+            self.reached(position, seq, index);
         }
     }
 }
