@@ -736,7 +736,7 @@ impl Room {
         }
         let rows = page.ok().map(|page| (page.rows, page.more));
         if self.scan.as_ref().is_some_and(|(scan, _)| *scan == ticket) {
-            return self.scanned(now, rows, out);
+            return self.scanned(rows, out);
         }
         let Some(index) = self.reads.iter().position(|(read, _)| *read == ticket) else { return };
         let (_, read) = self.reads.swap_remove(index);
@@ -897,7 +897,6 @@ impl State {
         rows: &[Row],
         head: Seq,
         n: u64,
-        now: Now,
         seed: u64,
         config: &Config,
     ) -> Result<Self, Seq> {
@@ -926,8 +925,8 @@ impl State {
             state.window = Window::whole();
             return Ok(state);
         }
-        let oldest = state.tail.newest().last().map(|event| UnixMs(event.event.at));
-        state.window.reached(state.window.start(), oldest, state.row.floor, head, now, config);
+        let start = state.window.start();
+        state.window.reached(start, state.row.floor, head, config);
         Ok(state)
     }
 

@@ -121,6 +121,8 @@ mod tests {
         (901_214, "an unanswered join without an event, stored and not seen by the next owner"),
         (901_985, "the same, seen by the next owner and on one replica alone"),
         (503_821, "a send that was owed and refused for good counted as paid"),
+        (84_108, "a clock that had jumped cut the window of retries without `since` short"),
+        (93_915, "the same"),
     ];
 
     #[test]

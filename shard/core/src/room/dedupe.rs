@@ -5,6 +5,11 @@
 //! A send with `since` can only have a twin above it. Without, the window must be whole: back to the log's start, over
 //! 4,096 events, or over ten minutes, whichever is less; after an open it is filled from the log by the first such send.
 //!
+//! Ten minutes by whose clock? Each owner wrote `at` by its own, and any of them may have been wrong by hours. So the age
+//! of the window is the sum of the pauses between its sends, of each no more than [`PAUSE_MAX_MS`]: a clock that is ahead,
+//! or jumps, looks like one long pause and shortens the window by that much at most. A room that is really quiet has its
+//! window reach further back than it must, over a few dozen events more.
+//!
 //! Two bodies are the same when text, content type, `reply_to` and data are: mentions are left out, because the log
 //! holds only those who were members then, and the answer must not depend on whether it comes from memory or from the
 //! log.
@@ -21,7 +26,7 @@ use foldhash::fast::FixedState;
 use hashbrown::HashMap;
 use xxhash_rust::xxh3::{xxh3_64_with_seed, xxh3_128_with_seed};
 
-use super::{Action, Now, Op, Room, Say, decode, refuse};
+use super::{Action, Op, Room, Say, decode, refuse};
 use crate::config::Config;
 
 /// What `content_type` is when it is not given.
@@ -30,8 +35,9 @@ pub(super) const PLAIN: &str = "text/plain";
 const FILL: ReadLimit = ReadLimit { events: 512, bytes: 1 << 20 };
 /// Rows of one read that looks for a twin.
 const LOOK: ReadLimit = ReadLimit { events: 2_500, bytes: 2 << 20 };
-/// Clocks of two owners may differ, and `at` is only for display: what is kept for ten minutes is read back a little
-/// further.
+/// The most that a pause between two sends counts for the age of the window.
+const PAUSE_MAX_MS: u64 = 10_000;
+/// What is kept for ten minutes is read back a little further: for clocks that run fast, and that jump a few times.
 const CLOCK_MARGIN_MS: u64 = 60_000;
 
 /// A send that is in the log.
@@ -137,20 +143,17 @@ impl Window {
         self.by_key.entry(key).or_insert(entry);
     }
 
-    /// Everything above `start` is known now; `oldest` is the time of the lowest event that was seen.
-    pub(super) fn reached(
-        &mut self,
-        start: Seq,
-        oldest: Option<UnixMs>,
-        floor: Seq,
-        head: Seq,
-        now: Now,
-        config: &Config,
-    ) {
+    /// Everything above `start` is known now.
+    pub(super) fn reached(&mut self, start: Seq, floor: Seq, head: Seq, config: &Config) {
         self.start = start;
         self.whole = start <= floor
             || head.0 - start.0 >= config.window_events
-            || oldest.is_some_and(|at| at.0 + config.window_ms + CLOCK_MARGIN_MS < now.unix.0);
+            || self.age_ms() > config.window_ms + CLOCK_MARGIN_MS;
+    }
+
+    fn age_ms(&self) -> u64 {
+        let times: Vec<u64> = self.entries().map(|(_, entry)| entry.at.0).collect();
+        times.windows(2).map(|pair| pair[1].saturating_sub(pair[0]).min(PAUSE_MAX_MS)).sum()
     }
 }
 
@@ -297,10 +300,10 @@ impl Room {
     }
 
     /// The look has brought rows.
-    pub(super) fn scanned(&mut self, now: Now, rows: Option<(Vec<Row>, bool)>, out: &mut Vec<Action>) {
+    pub(super) fn scanned(&mut self, rows: Option<(Vec<Row>, bool)>, out: &mut Vec<Action>) {
         let Some((_, scan)) = self.scan.take() else { return };
         let next = match (scan, rows) {
-            (Scan::Window, Some((rows, more))) => self.window_read(now, &rows, more),
+            (Scan::Window, Some((rows, more))) => self.window_read(&rows, more),
             (Scan::Twin { op: Some(op), key, body, from, through }, Some((rows, _))) => {
                 self.twin_read(op, key, body, from, through, &rows, out)
             }
@@ -332,7 +335,7 @@ impl Room {
         }
     }
 
-    fn window_read(&mut self, now: Now, rows: &[Row], more: bool) -> Result<Option<Scan>, Seq> {
+    fn window_read(&mut self, rows: &[Row], more: bool) -> Result<Option<Scan>, Seq> {
         let seed = self.seed;
         let Some(state) = self.state.as_deref_mut() else { return Ok(None) };
         let Some(last) = rows.last() else {
@@ -346,16 +349,15 @@ impl Room {
         if last.seq != state.window.start {
             return Err(last.seq);
         }
-        let (mut start, mut oldest) = (state.window.start, None);
+        let mut start = state.window.start;
         for row in rows.iter().rev() {
             let event = decode(row, Seq(start.0.saturating_sub(1)))?;
             start = Seq(row.seq.0 - 1);
-            oldest = Some(UnixMs(event.event.at));
             if let Some((key, entry)) = entry_of(seed, &event.event) {
                 state.window.push_older(key, entry);
             }
         }
-        state.window.reached(start, oldest, state.row.floor, state.head, now, &self.config);
+        state.window.reached(start, state.row.floor, state.head, &self.config);
         state.window.whole |= !more;
         Ok(if state.window.whole { None } else { Some(Scan::Window) })
     }

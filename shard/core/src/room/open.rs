@@ -235,7 +235,7 @@ impl Room {
             }
         };
         let (head, n) = (self.log.head(), self.log.n());
-        let loaded = read.map(|read| State::load(*read, &rows, head, n, now, self.seed, &self.config));
+        let loaded = read.map(|read| State::load(*read, &rows, head, n, self.seed, &self.config));
         let error = match loaded {
             Ok(Ok(state)) => {
                 self.state = Some(Box::new(state));
