@@ -188,7 +188,7 @@ fn listed(keys: &Keys, as_json: bool) -> String {
         });
         return format!("{}\n", serde_json::Value::Array(all.collect()));
     }
-    let does = |key| if signs(key) { "signs" } else { "verifies" };
+    let does = |key: &Key| if signs(key) { "signs" } else { "verifies" };
     let line =
         |key: &Key| format!("{}  {:?}  made {}  {}\n", key.kid, key.algorithm, utc(key.made_at.0), does(key));
     keys.all().map(line).collect()

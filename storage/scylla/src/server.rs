@@ -37,7 +37,9 @@ const DDL_TIMEOUT: Duration = Duration::from_secs(60);
 /// Of one question about the lock.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longer than a step may take, its renewal included. Who died in the middle is waited for so long.
-const LOCK_LASTS: Duration = Duration::from_secs(150);
+const LOCK_LASTS: Duration = Duration::from_secs(180);
+/// A renewal is tried again for so long: with a change of the schema and the wait for all nodes to agree, less than the lock lasts.
+const LOCK_RENEWAL: Duration = Duration::from_secs(30);
 /// Somebody who died in the middle, and another apply after that.
 const LOCK_WAIT: Duration = Duration::from_secs(300);
 /// How rustls begins what the other side had to say.
@@ -326,27 +328,41 @@ impl<'a> Lock<'a> {
         let began = Instant::now();
         let mut said = false;
         loop {
-            match lock.won(&text, (&lock.holder,)).await {
-                Ok(true) => return Ok(lock),
-                Ok(false) if began.elapsed() > LOCK_WAIT => {
-                    let waited_s = began.elapsed().as_secs();
-                    return Err(schema::Error::Busy { keyspace: keyspace.clone(), waited_s });
+            // Looked at first: of many who would write at once none gets through.
+            match lock.held_by().await {
+                // An answer that was lost.
+                Ok(Some(holder)) if holder == lock.holder => {
+                    lock.renew().await?;
+                    return Ok(lock);
                 }
-                Ok(false) => {
+                Ok(Some(_)) => {
                     if !std::mem::replace(&mut said, true) {
                         tracing::info!(keyspace, "another schema apply is under way: waits for it");
                     }
                 }
-                // Of an answer that was lost one's own row tells; it is seen as won by the next renewal.
-                Err(error) if failure::is_passing(&error) && began.elapsed() <= LOCK_WAIT => {
-                    if lock.renew().await.is_ok() {
-                        return Ok(lock);
-                    }
-                }
+                Ok(None) => match lock.won(&text, (&lock.holder,)).await {
+                    Ok(true) => return Ok(lock),
+                    Ok(false) => {}
+                    // The next look tells.
+                    Err(error) if failure::is_passing(&error) => {}
+                    Err(error) => return Err(lock.failed(&error)),
+                },
+                Err(error) if failure::is_passing(&error) => {}
                 Err(error) => return Err(lock.failed(&error)),
+            }
+            if began.elapsed() > LOCK_WAIT {
+                let waited_s = began.elapsed().as_secs();
+                return Err(schema::Error::Busy { keyspace: keyspace.clone(), waited_s });
             }
             tokio::time::sleep(TRY_EVERY).await;
         }
+    }
+
+    async fn held_by(&self) -> Result<Option<String>, ExecutionError> {
+        let text = format!("SELECT holder FROM {}.schema_lock WHERE k = 0", self.server.options.keyspace);
+        let answer = self.server.ask(&text, Consistency::LocalQuorum, ()).await?;
+        let row = answer.into_rows_result().ok().and_then(|rows| rows.first_row::<(Option<String>,)>().ok());
+        Ok(row.and_then(|(holder,)| holder))
     }
 
     /// Before each step: it lasts longer than the longest.
@@ -356,10 +372,17 @@ impl<'a> Lock<'a> {
         let text = format!(
             "UPDATE {keyspace}.schema_lock USING TTL {seconds} SET holder = ? WHERE k = 0 IF holder = ?"
         );
-        match self.won(&text, (&self.holder, &self.holder)).await {
-            Ok(true) => Ok(()),
-            Ok(false) => Err(schema::Error::Overtaken),
-            Err(error) => Err(self.failed(&error)),
+        let began = Instant::now();
+        loop {
+            match self.won(&text, (&self.holder, &self.holder)).await {
+                Ok(true) => return Ok(()),
+                Ok(false) => return Err(schema::Error::Overtaken),
+                // Those who wait look at the row, and may be in the way. Said twice, it does no harm.
+                Err(error) if failure::is_passing(&error) && began.elapsed() < LOCK_RENEWAL => {
+                    tokio::time::sleep(TRY_EVERY).await;
+                }
+                Err(error) => return Err(self.failed(&error)),
+            }
         }
     }
 
