@@ -58,6 +58,9 @@ pub(crate) enum Command {
     /// Say whose a token is, until when, and whether this node's keys signed it
     #[command(after_long_help = CHECKTOKEN_HELP)]
     Checktoken(Checktoken),
+    /// The keys that sign tokens: make them, see them, let a new one sign
+    #[command(subcommand, after_long_help = KEYS_HELP)]
+    Keys(KeysCommand),
     /// Print the documented configuration: every setting with its default
     #[command(
         after_long_help = "Examples:\n  banyan genconfig > banyan.toml\n  banyan genconfig | grep -A4 '\\[tls\\]'"
@@ -124,6 +127,21 @@ Exit codes:
   0   the token is on standard output
   64  the command line or the configuration is wrong
   74  the keys cannot be read";
+
+const KEYS_HELP: &str = "\
+They are in token-keys.json, in accounts.keys_dir or else in the data directory. The gateways of a cluster need the same file.
+
+Examples:
+  banyan keys make --data-dir keys
+  kubectl create secret generic banyan-token-keys --from-file=keys/token-keys.json
+  banyan keys rotate --config /etc/banyan.toml
+  banyan keys list --json
+
+Exit codes:
+  0   done
+  1   not rotated: tokens of the key that would be dropped may still be in use
+  64  the command line or the configuration is wrong
+  74  the keys cannot be read or written";
 
 const CHECKTOKEN_HELP: &str = "\
 The token is read from standard input unless given; on the command line, others on this machine can see it.
@@ -627,6 +645,34 @@ pub(crate) struct Gentoken {
     pub(crate) json: bool,
     #[command(flatten)]
     pub(crate) keys: Keys,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum KeysCommand {
+    /// Make the first key, where there is none yet
+    Make {
+        #[command(flatten)]
+        keys: Keys,
+    },
+    /// Print the keys without their secrets: which one signs, which one still verifies
+    List {
+        /// As JSON: a list of key, algorithm, made_at, signs
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        keys: Keys,
+    },
+    /// Let a new key sign from now on
+    ///
+    /// Tokens of the key before stay good until they expire; those of the one before that do not. So it is refused while the
+    /// newest key is younger than accounts.token_lifetime. Running servers that see the file take it up within seconds.
+    Rotate {
+        /// Rotate though tokens may end by it: everybody who has one logs in again
+        #[arg(long)]
+        force: bool,
+        #[command(flatten)]
+        keys: Keys,
+    },
 }
 
 #[derive(Debug, Args)]

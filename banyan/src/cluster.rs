@@ -40,6 +40,7 @@ use tokio_util::sync::CancellationToken;
 use crate::config::{Config, Roles};
 use crate::failure::{Exit, Failure};
 use crate::node::{Ends, Hands, shard_options, slot};
+use crate::ring_cmd::told;
 use crate::version::VERSION;
 use around::Around;
 use inbound::{Doors, Run};
@@ -91,18 +92,17 @@ enum Status {
 }
 
 impl Cluster {
-    /// Finds etcd, agrees on what the cluster was founded with, and begins the first run. Waits for what is away, and says
-    /// so.
+    /// Agrees on what the cluster was founded with, and begins the first run. Waits for what is away, and says so.
     pub(crate) async fn join(
         config: &Config,
         workers: usize,
         store: Arc<dyn LogStore>,
+        etcd: Arc<dyn Coordination>,
         ends: &Ends,
         hands: Hands,
     ) -> Result<(Self, worker::Routes), Failure> {
         let Config { cluster, .. } = config;
         let founding = founding(config)?;
-        let etcd: Arc<dyn Coordination> = Arc::new(connect(config).await?);
         let slots = agree(&*etcd, founding).await?;
         let identity = Identity::of(config, ends)?;
         let security = security(config)?;
@@ -304,8 +304,8 @@ pub(crate) fn etcd_options(config: &Config) -> Result<servers::Options, Failure>
     })
 }
 
-/// Connects to etcd. Waits for it.
-async fn connect(config: &Config) -> Result<Etcd, Failure> {
+/// Connects to etcd. Waits while it is away, and says so; not where it refuses this node.
+pub(crate) async fn connect(config: &Config) -> Result<Etcd, Failure> {
     let options = etcd_options(config)?;
     let mut said = false;
     loop {
@@ -314,7 +314,7 @@ async fn connect(config: &Config) -> Result<Etcd, Failure> {
             Err(error @ RingError::Etcd { .. }) => {
                 wait(&mut said, &error).await;
             }
-            Err(error) => return Err(Failure::new(Exit::Usage, format!("etcd: {error}"))),
+            Err(error) => return Err(told(&error)),
         }
     }
 }
@@ -334,7 +334,7 @@ async fn agree(etcd: &dyn Coordination, founding: Founding) -> Result<SlotCount,
         match etcd.meta(mine.clone()).await {
             Ok(meta) => return Ok(meta.founding.slots),
             Err(error @ RingError::Etcd { .. }) => wait(&mut said, &error).await,
-            Err(error) => return Err(Failure::new(Exit::Usage, format!("the cluster: {error}"))),
+            Err(error) => return Err(told(&error)),
         }
     }
 }

@@ -52,6 +52,7 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Version { json } => version::run(json),
         Command::Gentoken(asked) => token_cmd::gentoken(&asked),
         Command::Checktoken(asked) => token_cmd::checktoken(&asked),
+        Command::Keys(asked) => token_cmd::keys_command(&asked),
         Command::Genconfig => output::print(&config::example()),
         Command::Checkconfig { settings, json: false } => output::print(&config::text(&settings.load()?)),
         Command::Checkconfig { settings, json: true } => {

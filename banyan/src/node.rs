@@ -18,9 +18,10 @@ use std::thread;
 use std::time::Duration;
 
 use banyan_router::{SlotCount, slot_of};
+use banyan_router_etcd::Etcd;
 use tokio::task::JoinHandle;
 
-use crate::cluster::Cluster;
+use crate::cluster::{self, Cluster};
 use crate::config::Config;
 use crate::failure::{Exit, Failure, words};
 
@@ -67,11 +68,14 @@ impl Node {
     /// Opens the store, binds, starts every thread. Must be called on the runtime that serves HTTP.
     pub(crate) async fn start(config: &Config) -> Result<Self, Failure> {
         let workers = config.gateway.workers.map_or_else(default_workers, |workers| workers as usize);
+        if config.is_cluster() {
+            // Side by side: what one of them refuses is told though the other is away.
+            let (store, etcd) = tokio::try_join!(Store::open(config), cluster::connect(config))?;
+            let threads = Threads::start(workers)?;
+            return Self::start_in_cluster(config, workers, store, etcd, threads).await;
+        }
         let store = Store::open(config).await?;
         let threads = Threads::start(workers)?;
-        if config.is_cluster() {
-            return Self::start_in_cluster(config, workers, store, threads).await;
-        }
         let ends = Ends::new(workers);
         let (owners, routes) = Alone::start(config, store.log(), &ends, &threads.hands()).await?;
         let shards = Arc::new(owners.handle.clone());
@@ -85,12 +89,15 @@ impl Node {
         config: &Config,
         workers: usize,
         store: Store,
+        etcd: Etcd,
         threads: Threads,
     ) -> Result<Self, Failure> {
         let roles = config.cluster.roles;
         // Without clients there is one end, for pushes to user channels.
         let ends = Ends::new(if roles.gateway { workers } else { 0 });
-        let (cluster, routes) = Cluster::join(config, workers, store.log(), &ends, threads.hands()).await?;
+        let etcd = Arc::new(etcd);
+        let (cluster, routes) =
+            Cluster::join(config, workers, store.log(), etcd, &ends, threads.hands()).await?;
         let gateways = if roles.gateway {
             // A third of the time that a stop may take: the next third is for who does not leave.
             let window = config.server.drain_deadline / 3;

@@ -18,8 +18,8 @@ use std::time::Duration;
 
 use banyan_proto::id::SlotId;
 use banyan_router::slot_key::NodeId;
-use banyan_router_etcd::Etcd;
 use banyan_router_etcd::coordination::{Coordination, Error};
+use banyan_router_etcd::{Etcd, Refusal};
 use serde::Serialize;
 use tokio::time::{Instant, sleep};
 
@@ -140,9 +140,21 @@ pub(crate) fn told(error: &Error) -> Failure {
             Exit::Unavailable,
             "is etcd up, and does --etcd (cluster.etcd) name its client addresses? Rooms are served without it meanwhile",
         ),
-        Error::Refused { .. } => {
-            (Exit::Usage, "cluster.etcd_user needs read and write permission on /banyan/NAME/")
-        }
+        Error::Refused { what, .. } => (
+            Exit::Usage,
+            match what {
+                Refusal::Login => {
+                    "cluster.etcd_user and cluster.etcd_password (BANYAN_CLUSTER__ETCD_PASSWORD) must be those of a user of etcd"
+                }
+                Refusal::Permission => {
+                    "cluster.etcd_user needs a role with read and write permission on all keys under /banyan/NAME/: etcdctl role grant-permission ROLE readwrite --prefix /banyan/NAME/"
+                }
+                Refusal::Certificate => {
+                    "cluster.etcd_ca must be the authority of etcd's certificates, which must name the hosts of cluster.etcd; cluster.etcd_cert and cluster.etcd_key must be of the authority that etcd trusts (--trusted-ca-file)"
+                }
+                Refusal::Options => "with cluster.etcd_ca, the addresses in cluster.etcd begin with https://",
+            },
+        ),
         Error::Value { .. } => (Exit::Io, "use the release of banyan that runs on the nodes"),
         Error::Address(_) | Error::NoServers | Error::ClusterName(_) | Error::Mismatch(_) => {
             (Exit::Usage, "`banyan checkconfig` says what holds and where it comes from")

@@ -1,9 +1,11 @@
 //! `banyan schema`: the tables of a cluster's store, looked at and brought up to date by people.
 
+use std::fs;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use banyan_storage_scylla::schema::{self, Applied, Replication};
-use banyan_storage_scylla::{ConnectError, Level, Options, Server};
+use banyan_storage_scylla::{ConnectError, Level, Options, Server, Tls};
 use serde_json::json;
 
 use crate::cli::{Schema, Settings};
@@ -86,9 +88,20 @@ pub(crate) async fn connect(config: &Config, patience: Option<Duration>) -> Resu
         let failure = Failure::new(Exit::Usage, "no server of the store is named");
         return Err(failure.with_hint("name some with --scylla HOST:PORT,… (scylla.nodes)"));
     }
+    let read = |path: &PathBuf| {
+        fs::read(path).map_err(|error| {
+            Failure::new(Exit::Io, format!("cannot read {}: {}", path.display(), words(&error)))
+        })
+    };
+    let identity = match (&scylla.cert, &scylla.key) {
+        (Some(cert), Some(key)) => Some((read(cert)?, read(key)?)),
+        (_, _) => None,
+    };
+    let ca = scylla.ca.as_ref().map(read).transpose()?;
     let options = Options {
         data_centre: Some(scylla.datacenter.clone()),
         login: scylla.user.clone().zip(scylla.password.0.clone()),
+        tls: ca.map(|ca| Tls { ca, identity, server_name: scylla.server_name.clone() }),
         start_deadline: patience,
         ..Options::new(scylla.nodes.clone(), &scylla.keyspace)
     };
@@ -99,8 +112,19 @@ pub(crate) fn refused(error: &ConnectError) -> Failure {
     let exit = match error {
         ConnectError::NotThere { .. } => Exit::Unavailable,
         ConnectError::Schema(schema::Error::Newer { .. }) => Exit::Io,
-        ConnectError::Schema(schema::Error::Cql { .. }) => Exit::Unavailable,
+        ConnectError::Schema(
+            schema::Error::Cql { .. } | schema::Error::Busy { .. } | schema::Error::Overtaken,
+        ) => Exit::Unavailable,
         _ => Exit::Usage,
     };
-    Failure::new(exit, format!("the store: {error}"))
+    let failure = Failure::new(exit, format!("the store: {error}"));
+    match error {
+        ConnectError::Tls(_) => failure.with_hint(
+            "scylla.ca must be the authority of the servers' certificates, which must hold their addresses or scylla.server_name; scylla.cert and scylla.key must be of the authority that the servers trust",
+        ),
+        ConnectError::Login(_) => {
+            failure.with_hint("scylla.user and scylla.password (BANYAN_SCYLLA__PASSWORD) must be those of a role that may log in")
+        }
+        _ => failure,
+    }
 }

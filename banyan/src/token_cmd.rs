@@ -1,18 +1,18 @@
-//! `banyan gentoken` and `banyan checktoken`: what is asked of the accounts' token module, and how its answers look.
+//! `banyan gentoken`, `banyan checktoken` and `banyan keys`: what is asked of the accounts' token module, and how its answers look.
 
 use std::fmt::Write as _;
 use std::io::{self, Read};
 use std::path::Path;
 use std::time::Duration;
 
-use banyan_gateway::accounts::keys::{self, Algorithm, Keys};
+use banyan_gateway::accounts::keys::{self, Algorithm, Key, Keys};
 use banyan_gateway::accounts::names;
 use banyan_gateway::accounts::token::{self, Issued, TokenSpec, Verified};
 use banyan_gateway::clock;
 use banyan_proto::id::{UnixMs, UserId};
 use serde_json::json;
 
-use crate::cli::{Checktoken, Gentoken};
+use crate::cli::{Checktoken, Gentoken, KeysCommand};
 use crate::failure::{Exit, Failure, words};
 use crate::output::{self, print};
 
@@ -147,6 +147,51 @@ fn utc(unix_ms: u64) -> String {
         of_day / 60 % 60,
         of_day % 60
     )
+}
+
+pub(crate) fn keys_command(asked: &KeysCommand) -> Result<(), Failure> {
+    let now = clock::unix_ms();
+    match asked {
+        KeysCommand::Make { keys: from } => {
+            let config = from.load()?.config;
+            let made = keys(Keys::load_or_create(config.keys_dir(), Algorithm::default(), now))?;
+            print(&listed(&made, false))
+        }
+        KeysCommand::List { json, keys: from } => {
+            print(&listed(&keys(Keys::load(from.load()?.config.keys_dir()))?, *json))
+        }
+        KeysCommand::Rotate { force, keys: from } => {
+            let config = from.load()?.config;
+            let there = keys(Keys::load(config.keys_dir()))?;
+            // Until then tokens of the one before it are in use, and it is dropped.
+            let good_from =
+                there.signing().made_at.0.saturating_add(config.accounts.token_lifetime.as_millis() as u64);
+            if there.all().count() > 1 && now.0 < good_from && !force {
+                let line =
+                    format!("the key that would be dropped may have tokens in use until {}", utc(good_from));
+                let failure = Failure::new(Exit::No, line);
+                return Err(failure.with_hint(
+                    "wait until then; with --force everybody who has such a token logs in again",
+                ));
+            }
+            print(&listed(&keys(Keys::rotate(config.keys_dir(), Algorithm::default(), now))?, false))
+        }
+    }
+}
+
+/// Without the secrets, the one that signs first.
+fn listed(keys: &Keys, as_json: bool) -> String {
+    let signs = |key: &Key| key.kid == keys.signing().kid;
+    if as_json {
+        let all = keys.all().map(|key| {
+            json!({ "key": key.kid, "algorithm": format!("{:?}", key.algorithm), "made_at": key.made_at.0, "signs": signs(key) })
+        });
+        return format!("{}\n", serde_json::Value::Array(all.collect()));
+    }
+    let does = |key: &Key| if signs(key) { "signs" } else { "verifies" };
+    let line =
+        |key: &Key| format!("{}  {:?}  made {}  {}\n", key.kid, key.algorithm, utc(key.made_at.0), does(key));
+    keys.all().map(line).collect()
 }
 
 /// Checks a token against the keys in the data directory. Logins and users are the running server's to know.

@@ -342,6 +342,35 @@ fn a_bad_configuration_is_64() {
 }
 
 #[test]
+fn keys_are_made_listed_and_rotated() {
+    let directory = directory();
+    let keys = |arguments: &[&str], code: i32| {
+        let output = run(directory.path(), &[&["keys"], arguments, &["--data-dir", "keys"]].concat());
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {}", text(&output.stderr));
+        text(if code == 0 { &output.stdout } else { &output.stderr })
+    };
+    let token = |code: i32, token: &str| {
+        let output = run(directory.path(), &["checktoken", token, "--data-dir", "keys"]);
+        assert_eq!(output.status.code(), Some(code), "{}", text(&output.stderr));
+    };
+    assert!(keys(&["list"], 74).contains("cannot read"));
+    let made = keys(&["make"], 0);
+    assert_eq!(keys(&["make"], 0), made, "once");
+    let first = text(&run(directory.path(), &["gentoken", "u", "--data-dir", "keys"]).stdout);
+    assert!(keys(&["rotate"], 0).contains("verifies"));
+    token(0, first.trim());
+    let listed: Value = serde_json::from_str(&keys(&["list", "--json"], 0)).expect("JSON");
+    assert_eq!((&listed[0]["signs"], &listed[1]["signs"]), (&true.into(), &false.into()));
+    assert!(made.starts_with(listed[1]["key"].as_str().expect("text")), "{listed} {made}");
+    assert!(listed[0].get("secret").is_none());
+    // The first key would be dropped, and with it the token.
+    assert!(keys(&["rotate"], 1).contains("--force"));
+    token(0, first.trim());
+    keys(&["rotate", "--force"], 0);
+    token(1, first.trim());
+}
+
+#[test]
 fn a_bad_command_line_is_64() {
     let directory = directory();
     // Flags of the cluster come with the cluster: until then they are as unknown as any.
@@ -411,6 +440,7 @@ fn help_teaches() {
             "gentoken",
             &["USER", "--name", "--count", "--lifetime", "--json", "--data-dir", "--config", "Exit codes:"],
         ),
+        ("keys", &["make", "list", "rotate", "token-keys.json", "Exit codes:"]),
         ("checktoken", &["TOKEN", "standard input", "--json", "--data-dir", "--config", "Exit codes:"]),
         ("genconfig", &[]),
         ("checkconfig", &["--config", "--json", "--listen", "Exit codes:"]),

@@ -2,6 +2,7 @@
 //! and store are stand-ins; the binary sees no difference.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+use std::io::{BufRead as _, BufReader};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
@@ -161,4 +162,55 @@ async fn what_stands_in_the_way_is_said() {
     assert!(text.contains("gone  away"), "{text}");
     cluster.server.kill_all().await.unwrap();
     cluster.fails(&["node", "list"], 69, "does not answer").await;
+}
+
+/// An etcd that is away is waited for; one that refuses this node ends it at once, with a next step.
+#[tokio::test]
+async fn an_etcd_that_refuses_is_not_waited_for() {
+    let server = Builder::new().arg("--bcrypt-cost=4").start().await.unwrap();
+    let mut client = etcd_client::Client::connect(server.endpoints(), None).await.unwrap();
+    for (name, password) in [("root", "root"), ("stranger", "pass")] {
+        client.user_add(name, password, None).await.unwrap();
+    }
+    client.user_grant_role("root", "root").await.unwrap();
+    client.auth_enable().await.unwrap();
+    let endpoints = server.endpoints().join(",");
+    let dir = tempfile::tempdir().unwrap();
+    // The store is away all the time: it is not asked first.
+    let data = dir.path().join("data");
+    let serve = ["serve", "--scylla=127.0.0.1:9", "--listen=127.0.0.1:0", "--peer-listen=127.0.0.1:0"];
+    let serve = [&serve[..], &["--data-dir", data.to_str().unwrap()]].concat();
+    for (user, says, hint) in [
+        (Some(("root", "wrong")), "refuses the login", "cluster.etcd_password"),
+        (None, "refuses the login", "cluster.etcd_user"),
+        (Some(("stranger", "pass")), "permission denied", "grant-permission"),
+    ] {
+        for what in [&serve[..], &["ring", "show"]] {
+            let mut command = Command::new(env!("CARGO_BIN_EXE_banyan"));
+            command.args(what).args(["--etcd", &endpoints]).env_clear().stdin(Stdio::null());
+            command.env("BANYAN_SERVER__OPS_LISTEN", "127.0.0.1:0");
+            if let Some((name, password)) = user {
+                command.env("BANYAN_CLUSTER__ETCD_USER", name).env("BANYAN_CLUSTER__ETCD_PASSWORD", password);
+            }
+            let output = spawn_blocking(move || command.output());
+            let output = timeout(LIMIT, output).await.expect("it does not wait").unwrap().unwrap();
+            let words = String::from_utf8_lossy(&output.stderr);
+            assert_eq!(output.status.code(), Some(64), "{what:?}: {words}");
+            assert!(
+                words.contains(says) && words.contains("hint: ") && words.contains(hint),
+                "{what:?}: {words}"
+            );
+        }
+    }
+    let mut command = Command::new(env!("CARGO_BIN_EXE_banyan"));
+    command.args(&serve).args(["--etcd", "http://127.0.0.1:9"]).env_clear();
+    command.env("BANYAN_SERVER__OPS_LISTEN", "127.0.0.1:0");
+    let mut waiting = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
+    let log = BufReader::new(waiting.stdout.take().unwrap());
+    let said =
+        spawn_blocking(move || log.lines().map_while(Result::ok).any(|line| line.contains("waits for etcd")));
+    assert!(timeout(LIMIT, said).await.expect("it says so").unwrap(), "it says that it waits");
+    assert!(waiting.try_wait().unwrap().is_none(), "and waits");
+    waiting.kill().unwrap();
+    waiting.wait().unwrap();
 }

@@ -27,10 +27,13 @@ REQUIRED = {
     "etcd": {"endpoints": ["http://etcd-0:2379", "http://etcd-1:2379", "http://etcd-2:2379"]},
     "scylla": {"nodes": ["scylla-0:9042", "scylla-1:9042"]},
     "peer": {"gatewaySecret": "banyan-gateway-peer", "shardSecret": "banyan-shard-peer"},
+    "accounts": {"keysSecret": "banyan-token-keys"},
 }
 # Everything that is off by default, on.
 EVERYTHING = {
     **REQUIRED,
+    "etcd": {"endpoints": ["https://etcd-0:2379"], "tlsSecret": "etcd-client", "tlsClientCertificate": True},
+    "scylla": {**REQUIRED["scylla"], "tlsSecret": "scylla-client", "tlsClientCertificate": True, "tlsServerName": "scylla"},
     "gateway": {
         "autoscaling": {"enabled": True},
         "trustedProxies": ["10.0.0.0/8", "192.168.1.1"],
@@ -196,6 +199,7 @@ def plant_in_chart(helm, documents, banyan, directory):
         "no etcd": {"etcd": {"endpoints": []}},
         "etcd without a port": {"etcd": {"endpoints": ["http://etcd"]}},
         "no certificate": {"peer": {"shardSecret": ""}},
+        "gateways without keys in common": {"accounts": {"keysSecret": ""}},
         "a drain above the grace": {"drainSeconds": 600},
     }.items():
         (directory / "least.json").write_text(json.dumps(LEAST))
@@ -207,6 +211,8 @@ def plant_in_chart(helm, documents, banyan, directory):
     for words, plant in {
         "an unknown field": lambda pod: pod.update({"terminationGraceSeconds": 1}),
         "a short grace": lambda pod: pod.update({"terminationGracePeriodSeconds": 30}),
+        "keys that are not mounted": lambda pod: pod["containers"][0]["volumeMounts"].pop(),
+        "keys for all to read": lambda pod: [v["secret"].update({"defaultMode": 0o444}) for v in pod["volumes"] if "secret" in v],
         "a bad probe port": lambda pod: pod["containers"][0]["readinessProbe"]["httpGet"].update({"port": "opps"}),
     }.items():
         broken = copy.deepcopy(documents)
@@ -256,6 +262,15 @@ def check_workload(where, kind, spec, banyan):
         need(at in ports, f"{where}: {probe} asks port {at}; there are {sorted(ports)}")
     need(container["readinessProbe"]["httpGet"]["path"] == "/readyz", f"{where}: readiness is /readyz")
     mounted, volumes = {m["name"] for m in container["volumeMounts"]}, {v["name"] for v in pod["volumes"]}
+    places = [m["mountPath"] for m in container["volumeMounts"]]
+    for name, value in environment.items():
+        if isinstance(value, str) and value.startswith("/"):
+            need(any(value == place or value.startswith(f"{place}/") for place in places), f"{where}: {name}={value} is not mounted")
+    # Of Secrets, with fsGroup: root's and our group's. The server refuses keys of tokens that others may read.
+    modes = {v["name"]: v["secret"].get("defaultMode") for v in pod["volumes"] if "secret" in v}
+    need(set(modes.values()) <= {0o440, 0o400}, f"{where}: Secrets that others may read: {modes}")
+    keys_dir = environment.get("BANYAN_ACCOUNTS__KEYS_DIR")
+    need(kind != "Deployment" or keys_dir, f"{where}: gateways without keys in common refuse each other's tokens")
     need(mounted == volumes, f"{where}: mounts {sorted(mounted)} of volumes {sorted(volumes)}")
     if kind == "Deployment":
         rolling = spec["strategy"]["rollingUpdate"]
@@ -316,6 +331,47 @@ def dockerfile(banyan):
     need(re.search(r"^USER 65532:65532$", text, re.M), "Dockerfile: the server runs as user 65532")
 
 
+def alerts():
+    text = (DEPLOY / "alerts.yaml").read_text()
+    check_alerts(text)
+    expect_wrong("an alert of a metric that is none", lambda: check_alerts(text.replace("banyan_storage_full", "banyan_storage_fill")))
+    expect_wrong("an alert of a label that is none", lambda: check_alerts(text.replace('outcome=~"failed', 'outcome=~"fialed')))
+    expect_wrong("an alert without a severity", lambda: check_alerts(text.replace("severity: ticket", "urgency: low")))
+
+
+def check_alerts(text):
+    """Of metrics and labels that docs/operations.md has; a test of xtask holds that list against the code."""
+    rows = [line for line in (DEPLOY.parent / "docs/operations.md").read_text().splitlines() if line.startswith("| `")]
+    metrics = {}
+    for row in rows:
+        names, kind, _, says = [cell.strip() for cell in row.strip("|").split("|", 3)][:4] if row.count("|") > 4 else ("", "", "", "")
+        for name in re.findall(r"`((?:banyan|process)_\w+)`", names):
+            metrics[name] = (kind, says)
+    need(len(metrics) > 80, f"docs/operations.md: only {len(metrics)} metrics were found")
+    seen = set()
+    for group in load(text)["groups"]:
+        for rule in group["rules"]:
+            name = rule["alert"]
+            need(name not in seen, f"alerts.yaml: {name} twice")
+            seen.add(name)
+            need(rule["labels"].get("severity") in ("page", "ticket"), f"alerts.yaml: {name} has no severity")
+            need(rule["annotations"].get("summary"), f"alerts.yaml: {name} says nothing")
+            need(rule["expr"].count("(") == rule["expr"].count(")"), f"alerts.yaml: {name}: parentheses")
+            for metric, matchers in re.findall(r"\b((?:banyan|process)_\w+)\{([^}]*)\}", rule["expr"]):
+                histogram = re.sub(r"_(bucket|sum|count)$", "", metric)
+                kind, says = metrics.get(metric) or metrics.get(histogram) or (None, None)
+                need(kind, f"alerts.yaml: {name}: there is no metric {metric}")
+                need((kind == "histogram") == (metric != histogram), f"alerts.yaml: {name}: {metric} is a {kind}")
+                for label, values in re.findall(r'(\w+)=~?"([^"]*)"', matchers):
+                    # `status` is any HTTP status; the job is whoever scrapes.
+                    # What a label can be stands with the first of the metrics that have it.
+                    listed = " ".join(words for _, words in metrics.values() if f"`{label}`" in words)
+                    has = f"`{label}`" in says and all(f"`{value}`" in listed for value in values.split("|"))
+                    known = has or label in ("job", "status")
+                    need(known, f"alerts.yaml: {name}: {metric} has no {label} {values}: {says}")
+            need(re.search(r"(banyan|process)_\w+\{|\bup\{", rule["expr"]), f"alerts.yaml: {name} asks for nothing")
+
+
 def expect_wrong(what, check):
     """A check that cannot fail is none."""
     try:
@@ -336,6 +392,7 @@ def main():
         chart(given.helm, banyan)
         balancers()
         dockerfile(banyan)
+        alerts()
     except Wrong as e:
         sys.exit(f"deploy/: {e}")
     print(f"deploy/ is as it should be; {banyan.checked} command lines of banyan were checked")

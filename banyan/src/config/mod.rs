@@ -182,6 +182,14 @@ impl Config {
             let words = "cluster.etcd_user and cluster.etcd_password go together: set both or neither";
             found.push((&["cluster.etcd_user", "cluster.etcd_password"], words));
         }
+        if scylla.cert.is_some() != scylla.key.is_some() {
+            let words = "scylla.cert and scylla.key go together: set both or neither";
+            found.push((&["scylla.cert", "scylla.key"], words));
+        }
+        if (scylla.cert.is_some() || scylla.server_name.is_some()) && scylla.ca.is_none() {
+            let words = "scylla.cert or scylla.server_name without scylla.ca: name the authority that signed the servers' certificates";
+            found.push((&["scylla.cert", "scylla.server_name", "scylla.ca"], words));
+        }
         if scylla.user.is_some() != scylla.password.0.is_some() {
             let words = "scylla.user and scylla.password go together: set both or neither";
             found.push((&["scylla.user", "scylla.password"], words));

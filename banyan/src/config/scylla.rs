@@ -1,6 +1,8 @@
 //! `[scylla]`: the store of a cluster.
 
-use super::kind::{Count, Name};
+use std::path::PathBuf;
+
+use super::kind::{Count, Name, OptionalLocation};
 use super::place::{OptionalText, Password, Places, Secret};
 use super::section::section;
 
@@ -20,5 +22,13 @@ section! {
         user: Option<String> = None, OptionalText;
         /// The user's password. Better as the variable BANYAN_SCYLLA__PASSWORD than in a file.
         password: Password = Password::default(), Secret;
+        /// PEM file with the authority that signed the servers' certificates. With it, all connections to them are encrypted.
+        ca: Option<PathBuf> = None, OptionalLocation;
+        /// PEM file with this node's certificate for the store, where the store asks for one.
+        cert: Option<PathBuf> = None, OptionalLocation;
+        /// PEM file with its private key.
+        key: Option<PathBuf> = None, OptionalLocation;
+        /// The name in the certificates of all servers. Empty: each server's certificate holds its own IP address.
+        server_name: Option<String> = None, OptionalText;
     }
 }

@@ -1,12 +1,13 @@
 //! The keys that sign tokens of our own.
 //!
 //! Owns: the key file in the data directory. Always holds: the newest key signs, the one before it still verifies,
-//! a third does not exist; the file is readable by its owner only; it is replaced whole or not at all.
+//! a third does not exist; nobody reads the file but
+//! its owner, or, where that is root, one group; it is replaced whole or not at all.
 
 use std::fmt;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use banyan_proto::id::UnixMs;
@@ -163,7 +164,7 @@ impl Keys {
         let path = data_dir.join(FILE);
         let io = |what, source| Error::Io { what, path: path.clone(), source };
         let metadata = fs::metadata(&path).map_err(|source| io("read", source))?;
-        if metadata.permissions().mode() & 0o077 != 0 {
+        if is_too_open(metadata.permissions().mode(), metadata.uid()) {
             return Err(Error::TooOpen(path));
         }
         let damaged = |why: String| Error::Damaged { path: path.clone(), why };
@@ -227,9 +228,21 @@ impl Keys {
         &self.0[0]
     }
 
+    /// The newest first.
+    pub fn all(&self) -> impl Iterator<Item = &Key> {
+        self.0.iter()
+    }
+
     pub fn by_kid(&self, kid: &str) -> Option<&Key> {
         self.0.iter().find(|key| key.kid == kid)
     }
+}
+
+/// A file of root's may be read by its group: that is how a Secret of Kubernetes reaches a server that is not root (`fsGroup`), and
+/// a file that an operator gives to the server's own group. Nobody in the group can change it, or give it to others.
+fn is_too_open(mode: u32, owner: u32) -> bool {
+    let allowed = if owner == 0 { 0o740 } else { 0o700 };
+    mode & 0o777 & !allowed != 0
 }
 
 fn sync_dir(dir: &Path) -> Result<(), Error> {
@@ -272,13 +285,31 @@ mod tests {
     }
 
     #[test]
+    fn who_may_read_it() {
+        const ROOT: u32 = 0;
+        const SERVER: u32 = 65_532;
+        for (mode, owner, open) in [
+            (0o100_600, SERVER, false),
+            (0o100_400, SERVER, false),
+            (0o100_640, SERVER, true),
+            (0o100_604, SERVER, true),
+            (0o100_640, ROOT, false),
+            (0o100_440, ROOT, false),
+            (0o100_660, ROOT, true),
+            (0o100_644, ROOT, true),
+        ] {
+            assert_eq!(is_too_open(mode, owner), open, "{mode:o} of {owner}");
+        }
+    }
+
+    #[test]
     fn a_bad_file_is_refused_in_words() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join(FILE);
         let words = || Keys::load(dir.path()).unwrap_err().to_string();
         assert!(words().contains("cannot read"));
         Keys::load_or_create(dir.path(), Algorithm::HS256, NOW).unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o660)).unwrap();
         assert!(words().contains("chmod 600"));
         fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
         for (text, want) in [

@@ -19,7 +19,7 @@ use banyan_router::target::Target;
 use futures_util::future::BoxFuture;
 use tokio::sync::mpsc;
 
-use crate::kv;
+use crate::kv::{self, Refusal};
 
 /// Of a lease; given by etcd.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -31,8 +31,8 @@ pub enum Error {
     #[error("etcd at {at} does not answer: {source}")]
     Etcd { at: String, source: kv::Error },
     /// Trying again does not help.
-    #[error("etcd at {at} refuses: {why}")]
-    Refused { at: String, why: String },
+    #[error("{}", refused(at, *what, why))]
+    Refused { at: String, what: Refusal, why: String },
     #[error("the address of an etcd server must be http://HOST:PORT or https://HOST:PORT, not {0:?}")]
     Address(String),
     #[error("no etcd server is named")]
@@ -43,6 +43,15 @@ pub enum Error {
     Mismatch(#[from] Mismatch),
     #[error("the key {key} holds what this release does not understand: {source}")]
     Value { key: String, source: encoding::Error },
+}
+
+fn refused(at: &str, what: Refusal, why: &str) -> String {
+    match what {
+        Refusal::Login => format!("etcd at {at} refuses the login: {why}"),
+        Refusal::Permission => format!("etcd at {at} refuses: {why}"),
+        Refusal::Certificate => format!("no TLS with etcd at {at}: {why}"),
+        Refusal::Options => format!("etcd at {at} cannot be asked so: {why}"),
+    }
 }
 
 /// What came of showing a node.

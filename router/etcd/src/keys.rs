@@ -89,7 +89,7 @@ impl<K: Kv> Keys<K> {
     pub(crate) fn error(&self, source: kv::Error) -> Error {
         let at = self.kv.describe();
         match source {
-            kv::Error::Refused(why) => Error::Refused { at, why },
+            kv::Error::Refused(what, why) => Error::Refused { at, what, why },
             source => Error::Etcd { at, source },
         }
     }
@@ -169,7 +169,7 @@ impl<K: Kv> Keys<K> {
     fn failed(&self, what: &'static str, error: &kv::Error) -> Failed {
         match error {
             // A person must give this node the permission.
-            kv::Error::Refused(_) => tracing::error!(what, %error, "etcd refuses"),
+            kv::Error::Refused(..) => tracing::error!(what, %error, "etcd refuses"),
             _ => tracing::debug!(what, %error, "etcd did not answer"),
         }
         Failed
@@ -319,17 +319,13 @@ impl<K: Kv> Keys<K> {
     async fn found_or_check(&self, mine: Meta) -> Result<Meta, Error> {
         let key = Key::Meta;
         let path = self.path(&key);
-        let there = match self.read(&key).await.map_err(|error| self.error(error))? {
-            Some(found) => Some(found.value),
-            None => {
-                let then = Then::Put { key: path.clone(), value: encoding::encode_meta(&mine), lease: None };
-                let txn = Txn { when: vec![If::Absent(path.clone())], then, read: vec![path] };
-                match self.kv.txn(txn).await.map_err(|error| self.error(error))? {
-                    Done::Applied => None,
-                    // Another node was first.
-                    Done::Not(mut read) => read.pop().flatten().map(|found| found.value),
-                }
-            }
+        // Not read first: etcd refuses the transaction, done or not, to a user that may not write.
+        let then = Then::Put { key: path.clone(), value: encoding::encode_meta(&mine), lease: None };
+        let txn = Txn { when: vec![If::Absent(path.clone())], then, read: vec![path] };
+        let there = match self.kv.txn(txn).await.map_err(|error| self.error(error))? {
+            Done::Applied => None,
+            // Another node was first.
+            Done::Not(mut read) => read.pop().flatten().map(|found| found.value),
         };
         let Some(there) = there else { return Ok(mine) };
         let there =

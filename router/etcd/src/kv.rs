@@ -21,9 +21,22 @@ pub enum Error {
     /// The revision asked for is compacted, or has not been yet.
     #[error("no such revision any more, or not yet")]
     NoRevision,
-    /// Refused by the server, and asking again does not help: no permission.
-    #[error("{0}")]
-    Refused(String),
+    /// Not done, and asking again does not help: a person must change something.
+    #[error("{1}")]
+    Refused(Refusal, String),
+}
+
+/// What a person must change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refusal {
+    /// Name and password: wrong, or not given.
+    Login,
+    /// What the user may do.
+    Permission,
+    /// A certificate, its key or the authority, of this side or the other.
+    Certificate,
+    /// Options that do not fit each other.
+    Options,
 }
 
 /// A key as it was set last.

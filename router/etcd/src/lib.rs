@@ -21,6 +21,7 @@ mod metrics;
 
 pub use coordination::{Coordination, LeaseId};
 pub use keys::Keys;
+pub use kv::Refusal;
 pub use recover::recover;
 pub use runner::{Runner, RunnerHandle};
 pub use surroundings::{Records, Surroundings};

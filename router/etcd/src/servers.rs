@@ -9,7 +9,8 @@
 
 use std::fmt;
 use std::future::Future;
-use std::sync::Arc;
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use banyan_router::node::KeptAlive;
@@ -24,7 +25,9 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use crate::coordination::{Error as Told, LeaseId};
 use crate::keys::Keys;
-use crate::kv::{Broken, Changed, Done, Error, If, KeyValue, Kv, Range, Ranged, Then, Txn, Watch};
+use crate::kv::{
+    Broken, Changed, Done, Error, If, KeyValue, Kv, Range, Ranged, Refusal, Then, Txn, Watch, end_of,
+};
 
 /// A server that takes so long is not waited for alone: far above a healthy answer, far below a lease.
 const HEDGE: Duration = Duration::from_millis(250);
@@ -107,14 +110,16 @@ impl fmt::Debug for Tls {
 
 impl Keys<Servers> {
     /// Waits until one server answers and lets us read the cluster's keys. An error says what each would not do; trying again
-    /// later is up to the caller.
+    /// later is up to the caller, and helps with [`Told::Etcd`] alone: nobody has answered.
     pub async fn connect(options: Options) -> Result<Self, Told> {
         let cluster = options.cluster.clone();
         let has_user = options.user.is_some();
         let keys = Self::new(Servers::new(options)?, &cluster)?;
         let began = Instant::now();
         loop {
-            let range = Range { key: keys.prefix().into(), end: None, revision: None, limit: 1 };
+            // All keys, since a user may have been given some of them.
+            let key = keys.prefix().as_bytes().to_vec();
+            let range = Range { end: Some(end_of(&key)), key, revision: None, limit: 1 };
             match keys.kv().range(range).await {
                 Ok(_) => return Ok(keys),
                 // It is connected to, and may still be at our password.
@@ -142,6 +147,29 @@ struct Server {
     url: String,
     /// Made by the first request: who is to say who he is must have been answered once.
     client: OnceCell<Client>,
+    /// Why the last try to make it was refused: whoever asked may not wait any more when that is known.
+    refused: Mutex<Option<(Refusal, String)>>,
+}
+
+impl Server {
+    fn new(url: String) -> Self {
+        Self { url, client: OnceCell::new(), refused: Mutex::new(None) }
+    }
+
+    fn refused(&self) -> MutexGuard<'_, Option<(Refusal, String)>> {
+        self.refused.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// With the server's name.
+    fn named(&self, error: Error) -> Error {
+        let named = |why: String| format!("{}: {why}", self.url);
+        match error {
+            Error::NotSent(why) => Error::NotSent(named(why)),
+            Error::Unknown(why) => Error::Unknown(named(why)),
+            Error::Refused(what, why) => Error::Refused(what, named(why)),
+            Error::NoRevision => Error::NoRevision,
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -189,7 +217,7 @@ impl Servers {
             return Err(Told::NoServers);
         }
         let preferred = Preferred { server: options.first % options.endpoints.len(), turn: 0 };
-        let servers = options.endpoints.into_iter().map(|url| Server { url, client: OnceCell::new() });
+        let servers = options.endpoints.into_iter().map(Server::new);
         Ok(Self {
             shared: Arc::new(Shared {
                 servers: servers.collect(),
@@ -237,12 +265,25 @@ impl Servers {
                 }
             };
             // Nothing but who we are was said yet.
-            server.client.get_or_try_init(connect).await.cloned().map_err(|error| match error {
-                Error::Refused(why) => Error::Refused(format!("{}: {why}", server.url)),
-                error => Error::NotSent(format!("{}: {error}", server.url)),
-            })
+            let made = server.client.get_or_try_init(connect).await.cloned().map_err(|error| match error {
+                Error::Refused(what, why) => Error::Refused(what, why),
+                error => Error::NotSent(error.to_string()),
+            });
+            *server.refused() = match &made {
+                Err(Error::Refused(what, why)) => Some((*what, why.clone())),
+                _ => None,
+            };
+            made.map_err(|error| server.named(error))
         });
         connecting.await.unwrap_or_else(|error| Err(Error::NotSent(error.to_string())))
+    }
+
+    /// What a server has said to a try to connect that nobody waited for any more.
+    fn refused_meanwhile(&self) -> Option<Error> {
+        self.shared.servers.iter().find_map(|server| {
+            let (what, why) = server.refused().clone()?;
+            Some(server.named(Error::Refused(what, why)))
+        })
     }
 
     async fn on<T, F>(&self, server: usize, request: &impl Fn(Client) -> F) -> Result<T, Error>
@@ -250,11 +291,7 @@ impl Servers {
         F: Future<Output = Result<T, etcd_client::Error>>,
     {
         let client = self.client(server).await?;
-        request(client).await.map_err(|error| match error_of(error) {
-            Error::NotSent(why) => Error::NotSent(format!("{}: {why}", self.shared.servers[server].url)),
-            Error::Unknown(why) => Error::Unknown(format!("{}: {why}", self.shared.servers[server].url)),
-            error => error,
-        })
+        request(client).await.map_err(|error| self.shared.servers[server].named(error_of(error)))
     }
 
     /// Asks until one server answers, for as long as a request may take. Only for what may be said twice.
@@ -266,6 +303,7 @@ impl Servers {
         let servers = self.shared.servers.len();
         let first = self.preferred();
         let mut last = None;
+        let mut refused = None;
         let result = timeout_at(deadline, async {
             loop {
                 let mut asked = 1;
@@ -289,16 +327,19 @@ impl Servers {
                     };
                     if let (Some(server), Some(error)) = (server, error) {
                         tracing::debug!(server = self.shared.servers[server].url, %error, "etcd request failed");
-                        last = Some(error);
+                        match error {
+                            Error::Refused(..) => refused = Some(error),
+                            error => last = Some(error),
+                        }
                     }
                     if asked < servers {
                         answers.push(ask(asked));
                         asked += 1;
                     }
                 }
-                // Waiting does not give us a permission.
-                if let Some(Error::Refused(why)) = &last {
-                    return Err(Error::Refused(why.clone()));
+                // Waiting does not give us a permission; those that are away would not give it either.
+                if let Some(refused) = refused.take() {
+                    return Err(refused);
                 }
                 sleep(PAUSE).await;
             }
@@ -306,6 +347,9 @@ impl Servers {
         .await;
         result.unwrap_or_else(|_| {
             self.doubt_watches();
+            if let Some(refused) = refused.or_else(|| self.refused_meanwhile()) {
+                return Err(refused);
+            }
             Err(last.unwrap_or_else(|| Error::Unknown("no answer in time".to_owned())))
         })
     }
@@ -349,31 +393,62 @@ fn error_of(error: etcd_client::Error) -> Error {
         Etcd::GRpcStatus(status) => match status.code() {
             // Of a read: compacted, or of a revision that has not been.
             tonic::Code::OutOfRange => Error::NoRevision,
-            tonic::Code::PermissionDenied | tonic::Code::Unauthenticated => {
-                Error::Refused(status.message().to_owned())
-            }
+            tonic::Code::PermissionDenied => Error::Refused(Refusal::Permission, status.message().to_owned()),
+            tonic::Code::Unauthenticated => Error::Refused(Refusal::Login, status.message().to_owned()),
             // How etcd says that name and password do not fit, or that it wants them.
             tonic::Code::InvalidArgument
                 if ["authentication failed", "user name is empty"]
                     .iter()
                     .any(|why| status.message().contains(why)) =>
             {
-                Error::Refused(status.message().to_owned())
+                Error::Refused(Refusal::Login, status.message().to_owned())
             }
+            _ if is_of_tls(&status) => Error::Refused(Refusal::Certificate, text_of(&status)),
             _ if is_connect_error(&status) => Error::NotSent(text_of(&status)),
             _ => Error::Unknown(text_of(&status)),
         },
+        Etcd::InvalidArgs(_) | Etcd::InvalidUri(_) => Error::Refused(Refusal::Options, error.to_string()),
+        // The channel connects later: all that can be wrong before that is PEM that is none.
+        Etcd::TransportError(error) => Error::Refused(Refusal::Certificate, text_of(&error)),
         // Found before anything was sent.
-        Etcd::InvalidArgs(_)
-        | Etcd::InvalidUri(_)
-        | Etcd::TransportError(_)
-        | Etcd::InvalidMetadataValue(_) => Error::NotSent(error.to_string()),
+        Etcd::InvalidMetadataValue(_) => Error::NotSent(error.to_string()),
         error => Error::Unknown(error.to_string()),
     }
 }
 
-fn causes<'a>(status: &'a tonic::Status) -> impl Iterator<Item = &'a (dyn std::error::Error + 'static)> {
-    std::iter::successors(std::error::Error::source(status), |error| error.source())
+fn causes<'a>(
+    error: &'a (dyn std::error::Error + 'static),
+) -> impl Iterator<Item = &'a (dyn std::error::Error + 'static)> {
+    std::iter::successors(error.source(), |error| error.source())
+}
+
+/// Whether the two sides do not come to speak TLS with each other, and will not.
+fn is_of_tls(status: &tonic::Status) -> bool {
+    causes(status).any(|cause| {
+        let inner = cause.downcast_ref::<io::Error>().and_then(|error| error.get_ref());
+        match inner.and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
+            Some(error) => is_hopeless(error),
+            // What is said once the connection is made, such as of our certificate, comes through HTTP/2 as words alone.
+            None => cause.to_string().contains("received fatal alert"),
+        }
+    })
+}
+
+fn is_hopeless(error: &rustls::Error) -> bool {
+    use rustls::{AlertDescription, InvalidMessage};
+    match error {
+        rustls::Error::AlertReceived(alert) => {
+            !matches!(alert, AlertDescription::InternalError | AlertDescription::UserCanceled)
+        }
+        // Not TLS at all.
+        rustls::Error::InvalidMessage(InvalidMessage::InvalidContentType)
+        | rustls::Error::InvalidCertificate(_)
+        | rustls::Error::InvalidCertRevocationList(_)
+        | rustls::Error::NoCertificatesPresented
+        | rustls::Error::UnsupportedNameType
+        | rustls::Error::PeerIncompatible(_) => true,
+        _ => false,
+    }
 }
 
 fn is_connect_error(status: &tonic::Status) -> bool {
@@ -381,11 +456,15 @@ fn is_connect_error(status: &tonic::Status) -> bool {
 }
 
 /// With the deepest cause: `tcp connect error` alone helps nobody.
-fn text_of(status: &tonic::Status) -> String {
-    let cause = causes(status).last().map(ToString::to_string);
-    match cause.filter(|cause| !status.message().contains(cause)) {
-        Some(cause) => format!("{}: {cause}", status.message()),
-        None => status.message().to_owned(),
+fn text_of(error: &(dyn std::error::Error + 'static)) -> String {
+    let said = match error.downcast_ref::<tonic::Status>() {
+        Some(status) => status.message().to_owned(),
+        None => error.to_string(),
+    };
+    let cause = causes(error).last().map(ToString::to_string);
+    match cause.filter(|cause| !said.contains(cause)) {
+        Some(cause) => format!("{said}: {cause}"),
+        None => said,
     }
 }
 

@@ -197,7 +197,7 @@ impl<K: Kv> Watcher<K> {
         let ranged = match self.keys.kv().range(range).await {
             Ok(ranged) => ranged,
             Err(Error::NoRevision) => return Err(Doubt::Other),
-            Err(error @ (Error::NotSent(_) | Error::Unknown(_) | Error::Refused(_))) => {
+            Err(error @ (Error::NotSent(_) | Error::Unknown(_) | Error::Refused(..))) => {
                 return Err(Doubt::Unreachable(error.to_string()));
             }
         };

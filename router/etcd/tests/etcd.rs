@@ -8,13 +8,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use banyan_proto::id::{Incarnation, SlotId};
+use banyan_router::SlotCount;
+use banyan_router::meta::{ClusterId, Founding, Meta};
 use banyan_router::node::{KeptAlive, Standing};
 use banyan_router::slot_owner::CasOutcome;
 use banyan_router_etcd::contract::cluster::{Ground, start, until, until_serving};
 use banyan_router_etcd::contract::{self, World, entry, node, peer, slot_key};
 use banyan_router_etcd::coordination::{Error, Event, Joined};
 use banyan_router_etcd::servers::{Options, Tls, User};
-use banyan_router_etcd::{Coordination, Etcd};
+use banyan_router_etcd::{Coordination, Etcd, Refusal};
 use banyan_test_servers::etcd::{self, Builder, Release};
 use banyan_test_servers::proxy::{Fault, FaultProxy};
 use futures_util::FutureExt as _;
@@ -285,10 +287,14 @@ async fn users_and_their_rights() {
     // Passwords are checked at the least cost: on a busy machine the usual one takes seconds.
     let mut server = Builder::new().arg("--bcrypt-cost=4").start().await.unwrap();
     let mut client = raw(&server.endpoints()).await;
-    for (name, range) in [("ring", "/banyan/mine/"), ("other", "/banyan/other/")] {
+    for (name, permission) in [
+        ("ring", etcd_client::Permission::read_write("/banyan/mine/").with_prefix()),
+        ("other", etcd_client::Permission::read_write("/banyan/other/").with_prefix()),
+        ("one", etcd_client::Permission::read_write("/banyan/mine/")),
+        ("reader", etcd_client::Permission::read("/banyan/mine/").with_prefix()),
+    ] {
         client.user_add(name, "pass", None).await.unwrap();
         client.role_add(name).await.unwrap();
-        let permission = etcd_client::Permission::read_write(range).with_prefix();
         client.role_grant_permission(name, permission).await.unwrap();
         client.user_grant_role(name, name).await.unwrap();
     }
@@ -306,21 +312,65 @@ async fn users_and_their_rights() {
     assert_eq!(ring.keep_alive(lease).await, KeptAlive::Done);
     let mut events = ring.watch(8);
     assert!(matches!(next(&mut events).await, Event::Listed(_)));
-    for (options, says) in [
-        (as_user("ring", "word"), "authentication failed"),
-        (as_user("other", "pass"), "permission denied"),
-        (Options::new(server.endpoints(), "mine"), "user name is empty"),
+    let beside_one_that_is_away = |options: Options| {
+        let endpoints = [vec!["http://127.0.0.1:9".to_owned()], options.endpoints].concat();
+        Options { endpoints, ..options }
+    };
+    for (options, wants, says) in [
+        (as_user("ring", "word"), Refusal::Login, "authentication failed"),
+        (as_user("nobody", "pass"), Refusal::Login, "authentication failed"),
+        (as_user("other", "pass"), Refusal::Permission, "permission denied"),
+        (as_user("one", "pass"), Refusal::Permission, "permission denied"),
+        (Options::new(server.endpoints(), "mine"), Refusal::Login, "user name is empty"),
+        (beside_one_that_is_away(as_user("ring", "word")), Refusal::Login, "authentication failed"),
     ] {
         assert!(!format!("{options:?}").contains("pass\""), "passwords are not shown");
-        let error = Etcd::connect(options).await.unwrap_err().to_string();
-        assert!(error.contains(says) && error.contains("127.0.0.1"), "{error}");
-        println!("{error}");
+        refused(options, wants, says).await;
     }
+    // Who may look but not write cannot be a node, though the cluster is there already.
+    let founding = || Founding {
+        slots: SlotCount::new(64).unwrap(),
+        data_center: "d".to_owned(),
+        keyspace: "k".to_owned(),
+        replication: 1,
+    };
+    ring.meta(Meta { cluster: ClusterId(1), founding: founding() }).await.unwrap();
+    let reader = Etcd::connect(as_user("reader", "pass")).await.unwrap();
+    assert!(reader.read_all().await.unwrap().meta.is_some());
+    let error = reader.meta(Meta { cluster: ClusterId(1), founding: founding() }).await.unwrap_err();
+    assert!(matches!(error, Error::Refused { what: Refusal::Permission, .. }), "{error}");
     // A restarted server has forgotten who we are: it is told again, and the watch goes on.
     server.kill_all().await.unwrap();
     server.start_all().await.unwrap();
     swap_until_won(&ring, SlotId(0), 1).await;
     while next(&mut events).await == Event::Gone {}
+}
+
+/// Nobody waits for what will not come: not a second more than the server takes to say so.
+async fn refused(options: Options, wants: Refusal, says: &str) {
+    let began = Instant::now();
+    let error = Etcd::connect(options).await.expect_err(says);
+    println!("{error} ({:?})", began.elapsed());
+    assert!(matches!(&error, Error::Refused { what, .. } if *what == wants), "{error:?}");
+    let words = error.to_string();
+    assert!(words.contains(says) && words.contains("127.0.0.1"), "{words}");
+}
+
+/// A server that takes longer to check a password than a request may take says no all the same.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slow_check_of_a_password_is_heard() {
+    let server = Builder::new().arg("--bcrypt-cost=12").start().await.unwrap();
+    let mut client = raw(&server.endpoints()).await;
+    client.user_add("root", "root", None).await.unwrap();
+    client.user_grant_role("root", "root").await.unwrap();
+    client.auth_enable().await.unwrap();
+    let options = |password: &str| Options {
+        user: Some(User { name: "root".to_owned(), password: password.to_owned() }),
+        request_timeout: Duration::from_millis(20),
+        ..Options::new(server.endpoints(), "slow")
+    };
+    refused(options("wrong"), Refusal::Login, "authentication failed").await;
+    Etcd::connect(options("root")).await.unwrap();
 }
 
 /// A CA, and what it has signed, as files.
@@ -382,14 +432,24 @@ async fn tls_both_ways() {
     };
     let ring = Etcd::connect(with("ca.pem", Some("ca-leaf"))).await.unwrap();
     assert_eq!(ring.cas_slot(SlotId(0), None, slot_key("a", 1, 1)).await, CasOutcome::Won);
-    for (options, why) in [
-        (with("other-ca.pem", Some("ca-leaf")), "a server of another CA"),
-        (with("ca.pem", Some("other-ca-leaf")), "a client of another CA"),
-        (with("ca.pem", None), "a client without a certificate"),
-        (Options::new(server.endpoints(), "tls"), "no CA"),
+    let plain: Vec<String> = server.endpoints().iter().map(|url| url.replacen("https", "http", 1)).collect();
+    let named = |domain: &str| {
+        let options = with("ca.pem", Some("ca-leaf"));
+        Options { tls: options.tls.map(|tls| Tls { domain: Some(domain.to_owned()), ..tls }), ..options }
+    };
+    let garbage = |options: Options| Options {
+        tls: options.tls.map(|tls| Tls { identity: Some((b"no PEM".to_vec(), b"neither".to_vec())), ..tls }),
+        ..options
+    };
+    for (options, wants, says) in [
+        (with("other-ca.pem", Some("ca-leaf")), Refusal::Certificate, "UnknownIssuer"),
+        (Options::new(server.endpoints(), "tls"), Refusal::Certificate, "UnknownIssuer"),
+        (named("elsewhere"), Refusal::Certificate, "not valid for name"),
+        (with("ca.pem", Some("other-ca-leaf")), Refusal::Certificate, "received fatal alert"),
+        (with("ca.pem", None), Refusal::Certificate, "received fatal alert"),
+        (garbage(with("ca.pem", None)), Refusal::Certificate, "127.0.0.1"),
+        (Options { endpoints: plain, ..with("ca.pem", Some("ca-leaf")) }, Refusal::Options, "HTTPS"),
     ] {
-        let error = Etcd::connect(options).await.expect_err(why).to_string();
-        println!("{why}: {error}");
-        assert!(error.contains("127.0.0.1"), "{error}");
+        refused(options, wants, says).await;
     }
 }

@@ -21,9 +21,11 @@ pub mod schema;
 mod server;
 mod statements;
 mod store;
+mod tls;
 mod unsettled;
 
 pub use check::{Finding, Level};
 pub use options::Options;
 pub use server::{ConnectError, Server, Waiting};
 pub use store::Scylla;
+pub use tls::Tls;

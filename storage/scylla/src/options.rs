@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::tls::Tls;
+
 /// Where and how. The defaults suit a cluster in one data centre; each says where its number comes from.
 #[derive(Clone)]
 pub struct Options {
@@ -13,6 +15,8 @@ pub struct Options {
     pub data_centre: Option<String>,
     /// Name and password.
     pub login: Option<(String, String)>,
+    /// None: nothing is encrypted.
+    pub tls: Option<Tls>,
     /// How long to wait at start for servers that do not answer. None: for ever.
     pub start_deadline: Option<Duration>,
     /// Of an append, a record, and each statement of another write. After it the outcome is unknown, and the owner writes the same
@@ -50,6 +54,7 @@ impl Options {
             keyspace: keyspace.into(),
             data_centre: None,
             login: None,
+            tls: None,
             start_deadline: None,
             write_timeout: Duration::from_secs(1),
             read_timeout: Duration::from_secs(2),

@@ -3,6 +3,9 @@
 //! Owns: the statements of every version, which one a keyspace has, and how it gets to the newest.
 //! Always holds: versions only go forward; a keyspace that is newer than this release is refused by every call; a version is noted only
 //! after all of its statements; each statement does nothing when it was carried out before, so that an interrupted apply is repeated.
+//! Two applies at once are kept apart by the one row of `schema_lock`, which runs out by itself; that table alone may be made by
+//! several at once, since its id follows from its name. (With an id of their own each, Apache Cassandra takes a table that two
+//! make at once twice, and disagrees with itself.)
 //! Does not: change a keyspace's replication, or the tables of an operator.
 //!
 //! Timestamps (DESIGN.md, section 5, rule 10): what is written once under one name has the fixed timestamp 1, so writing it again makes
@@ -46,6 +49,14 @@ pub enum Error {
     Older { keyspace: String, stored: u32 },
     #[error("{doing}: {why}")]
     Cql { doing: String, why: String },
+    #[error(
+        "another `schema apply` on keyspace {keyspace} is under way, since {waited_s} s at least: wait for it to end, and repeat this"
+    )]
+    Busy { keyspace: String, waited_s: u64 },
+    #[error(
+        "another `schema apply` has gone on in the place of this one, which took too long: repeat it, it then says what there is"
+    )]
+    Overtaken,
 }
 
 struct Version {
@@ -59,6 +70,21 @@ struct Version {
 pub(crate) const VERSIONS_TABLE: &str = "CREATE TABLE IF NOT EXISTS {ks}.schema_versions (
     k int, version int, what text, applied_at timestamp,
     PRIMARY KEY ((k), version))";
+
+/// Who applies a schema. Its row has a time to live.
+pub(crate) fn lock_table(keyspace: &str) -> String {
+    // As of a name, by RFC 9562: version 8 is for rules of one's own. Another keyspace's table must have another id.
+    let hash = xxhash_rust::xxh3::xxh3_128(format!("banyan schema_lock {keyspace}").as_bytes());
+    let id = hash & !(0xf << 76 | 0b11 << 62) | 8 << 76 | 0b10 << 62;
+    let digits = format!("{id:032x}");
+    let parts = [&digits[..8], &digits[8..12], &digits[12..16], &digits[16..20], &digits[20..]];
+    let id = parts.join("-");
+    format!(
+        "CREATE TABLE IF NOT EXISTS {keyspace}.schema_lock (
+    k int PRIMARY KEY, holder text)
+    WITH id = {id}"
+    )
+}
 
 const VERSIONS: &[Version] = &[Version {
     number: 1,
@@ -227,6 +253,16 @@ mod tests {
         assert!(!text.contains("tablets"));
         let off = create_keyspace("ks", &replication(), Some(false));
         assert!(off.ends_with("AND tablets = {'enabled': false}"));
+    }
+
+    #[test]
+    fn a_lock_table_has_the_id_of_its_keyspace() {
+        let id = |keyspace: &str| lock_table(keyspace).split_once("id = ").unwrap().1.to_owned();
+        assert_eq!(id("banyan"), id("banyan"));
+        assert_ne!(id("banyan"), id("banyan_2"));
+        let id = id("banyan");
+        assert_eq!((id.len(), &id[14..15]), (36, "8"), "{id}");
+        assert!("89ab".contains(&id[19..20]), "{id}");
     }
 
     #[test]

@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustls::ClientConfig;
 use scylla::client::execution_profile::{ExecutionProfile, ExecutionProfileHandle};
 use scylla::client::session::Session;
 use scylla::client::session_builder::SessionBuilder;
@@ -17,7 +18,8 @@ use scylla::errors::{
 use scylla::policies::load_balancing::DefaultPolicy;
 use scylla::response::query_result::QueryResult;
 use scylla::serialize::row::SerializeRow;
-use scylla::statement::{Consistency, Statement};
+use scylla::statement::{Consistency, SerialConsistency, Statement};
+use scylla::value::{CqlValue, Row};
 use tokio::time::Instant;
 
 use crate::check::{self, Finding};
@@ -26,11 +28,22 @@ use crate::options::Options;
 use crate::schema::{self, Applied, Replication};
 use crate::statements::{Profiles, Statements};
 use crate::store::Scylla;
+use crate::tls::{self, Tls};
 
 /// Between two tries at start: as long as a server takes to open its port, and no busier.
 const TRY_EVERY: Duration = Duration::from_millis(500);
 /// Schema changes wait for all nodes to agree.
 const DDL_TIMEOUT: Duration = Duration::from_secs(60);
+/// Of one question about the lock.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longer than a step may take, its renewal included. Who died in the middle is waited for so long.
+const LOCK_LASTS: Duration = Duration::from_secs(180);
+/// A renewal is tried again for so long: with a change of the schema and the wait for all nodes to agree, less than the lock lasts.
+const LOCK_RENEWAL: Duration = Duration::from_secs(30);
+/// Somebody who died in the middle, and another apply after that.
+const LOCK_WAIT: Duration = Duration::from_secs(300);
+/// How rustls begins what the other side had to say.
+const ALERT: &str = "received fatal alert";
 /// Below it ScyllaDB refuses lightweight transactions in keyspaces with tablets.
 pub(crate) const LWT_ON_TABLETS: (u32, u32) = (2025, 4);
 
@@ -58,6 +71,8 @@ pub enum ConnectError {
     NotThere { nodes: String, waited_s: u64, why: String },
     #[error("the CQL servers refuse the login: {0}")]
     Login(String),
+    #[error("there is no TLS with the CQL servers: {0}")]
+    Tls(String),
     #[error("the CQL servers have no data centre {wanted:?}; they have: {there}")]
     DataCentre { wanted: String, there: String },
     #[error("the CQL servers have several data centres ({there}): name the local one")]
@@ -96,12 +111,16 @@ impl Server {
             return Err(ConnectError::Options(why));
         }
         let mut patience = Patience::new(&options);
+        let tls = options.tls.as_ref().map(Tls::config).transpose().map_err(ConnectError::Tls)?;
         let session = loop {
-            match Box::pin(builder(&options).build()).await {
+            match Box::pin(builder(&options, tls.clone()).build()).await {
                 Ok(session) => break Arc::new(session),
                 Err(error) => {
                     if let Some(why) = login_refused(&error) {
                         return Err(ConnectError::Login(why));
+                    }
+                    if let Some(why) = tls_refused(&error) {
+                        return Err(ConnectError::Tls(why));
                     }
                     patience.wait(error.to_string(), &mut waiting).await?;
                 }
@@ -150,28 +169,51 @@ impl Server {
         Ok(version.and_then(|(version,)| u32::try_from(version?).ok()))
     }
 
-    /// Brings the keyspace to the newest version, and makes it first if it is not there. Repeat it after an error. Two at the same time
-    /// are not kept apart here: Apache Cassandra may then take the same table twice and disagree with itself.
+    /// Brings the keyspace to the newest version, and makes it first if it is not there. Repeat it after an error. Of several at the
+    /// same time one does it, and the others wait for it.
     pub async fn apply_schema(&self, replication: &Replication) -> Result<Applied, schema::Error> {
-        let keyspace = &self.options.keyspace;
-        let from = self.schema_version().await?;
-        if let Some(stored) = from
-            && stored > schema::NEWEST
-        {
-            return Err(schema::Error::Newer { keyspace: keyspace.clone(), stored });
+        let from = self.version_to_apply().await?;
+        if from == Some(schema::NEWEST) {
+            return Ok(Applied { from, to: schema::NEWEST });
         }
+        let keyspace = &self.options.keyspace;
         if from.is_none() {
             let tablets = match self.product {
                 Product::Scylla { release } if release < LWT_ON_TABLETS && release.0 >= 2024 => Some(false),
                 Product::Scylla { .. } | Product::Cassandra => None,
             };
             self.change(&schema::create_keyspace(keyspace, replication, tablets)).await?;
+        }
+        self.change(&schema::lock_table(keyspace)).await?;
+        let lock = Lock::take(self).await?;
+        let applied = self.apply_under(&lock).await;
+        lock.release().await;
+        applied
+    }
+
+    /// Unless it is newer than this release.
+    async fn version_to_apply(&self) -> Result<Option<u32>, schema::Error> {
+        match self.schema_version().await? {
+            Some(stored) if stored > schema::NEWEST => {
+                Err(schema::Error::Newer { keyspace: self.options.keyspace.clone(), stored })
+            }
+            from => Ok(from),
+        }
+    }
+
+    async fn apply_under(&self, lock: &Lock<'_>) -> Result<Applied, schema::Error> {
+        let keyspace = &self.options.keyspace;
+        // Who held the lock before may have done it all.
+        let from = self.version_to_apply().await?;
+        if from.is_none() {
             self.change(&schema::with_keyspace(schema::VERSIONS_TABLE, keyspace)).await?;
         }
         for (number, what, statements) in schema::steps(keyspace, from) {
             for statement in statements {
+                lock.renew().await?;
                 self.change(&statement).await?;
             }
+            lock.renew().await?;
             let noted =
                 self.ask(&schema::note_version(keyspace, number, what), Consistency::LocalQuorum, ()).await;
             noted.map_err(|error| schema::Error::Cql {
@@ -222,13 +264,15 @@ impl Server {
     async fn change(&self, text: &str) -> Result<(), schema::Error> {
         let mut statement = Statement::new(text);
         statement.set_request_timeout(Some(DDL_TIMEOUT));
-        match Box::pin(self.session.query_unpaged(statement, ())).await {
-            Ok(_) => Ok(()),
-            Err(error) => {
-                let doing = text.lines().next().unwrap_or_default().to_owned();
-                Err(schema::Error::Cql { doing, why: error.to_string() })
-            }
-        }
+        let failed = |why: String| schema::Error::Cql {
+            doing: text.lines().next().unwrap_or_default().to_owned(),
+            why,
+        };
+        Box::pin(self.session.query_unpaged(statement, ()))
+            .await
+            .map_err(|error| failed(error.to_string()))?;
+        // The driver waits after a change alone; what was there already may be so new that some nodes have not heard of it.
+        self.session.await_schema_agreement().await.map(drop).map_err(|error| failed(error.to_string()))
     }
 
     /// A question that is asked now and then.
@@ -265,7 +309,115 @@ async fn ask(
     Box::pin(session.query_unpaged(statement, values)).await
 }
 
-fn builder(options: &Options) -> SessionBuilder {
+/// The one row that says who applies a schema.
+struct Lock<'a> {
+    server: &'a Server,
+    /// Random.
+    holder: String,
+}
+
+impl<'a> Lock<'a> {
+    /// Waits until nobody else holds it.
+    async fn take(server: &'a Server) -> Result<Self, schema::Error> {
+        let keyspace = &server.options.keyspace;
+        let lock = Self { server, holder: uuid::Uuid::new_v4().to_string() };
+        let seconds = LOCK_LASTS.as_secs();
+        let text = format!(
+            "INSERT INTO {keyspace}.schema_lock (k, holder) VALUES (0, ?) IF NOT EXISTS USING TTL {seconds}"
+        );
+        let began = Instant::now();
+        let mut said = false;
+        loop {
+            // Looked at first: of many who would write at once none gets through.
+            match lock.held_by().await {
+                // An answer that was lost.
+                Ok(Some(holder)) if holder == lock.holder => {
+                    lock.renew().await?;
+                    return Ok(lock);
+                }
+                Ok(Some(_)) => {
+                    if !std::mem::replace(&mut said, true) {
+                        tracing::info!(keyspace, "another schema apply is under way: waits for it");
+                    }
+                }
+                Ok(None) => match lock.won(&text, (&lock.holder,)).await {
+                    Ok(true) => return Ok(lock),
+                    Ok(false) => {}
+                    // The next look tells.
+                    Err(error) if failure::is_passing(&error) => {}
+                    Err(error) => return Err(lock.failed(&error)),
+                },
+                Err(error) if failure::is_passing(&error) => {}
+                Err(error) => return Err(lock.failed(&error)),
+            }
+            if began.elapsed() > LOCK_WAIT {
+                let waited_s = began.elapsed().as_secs();
+                return Err(schema::Error::Busy { keyspace: keyspace.clone(), waited_s });
+            }
+            tokio::time::sleep(TRY_EVERY).await;
+        }
+    }
+
+    async fn held_by(&self) -> Result<Option<String>, ExecutionError> {
+        let text = format!("SELECT holder FROM {}.schema_lock WHERE k = 0", self.server.options.keyspace);
+        let answer = self.server.ask(&text, Consistency::LocalQuorum, ()).await?;
+        let row = answer.into_rows_result().ok().and_then(|rows| rows.first_row::<(Option<String>,)>().ok());
+        Ok(row.and_then(|(holder,)| holder))
+    }
+
+    /// Before each step: it lasts longer than the longest.
+    async fn renew(&self) -> Result<(), schema::Error> {
+        let seconds = LOCK_LASTS.as_secs();
+        let keyspace = &self.server.options.keyspace;
+        let text = format!(
+            "UPDATE {keyspace}.schema_lock USING TTL {seconds} SET holder = ? WHERE k = 0 IF holder = ?"
+        );
+        let began = Instant::now();
+        loop {
+            match self.won(&text, (&self.holder, &self.holder)).await {
+                Ok(true) => return Ok(()),
+                Ok(false) => return Err(schema::Error::Overtaken),
+                // Those who wait look at the row, and may be in the way. Said twice, it does no harm.
+                Err(error) if failure::is_passing(&error) && began.elapsed() < LOCK_RENEWAL => {
+                    tokio::time::sleep(TRY_EVERY).await;
+                }
+                Err(error) => return Err(self.failed(&error)),
+            }
+        }
+    }
+
+    /// Else it runs out by itself.
+    async fn release(self) {
+        let text =
+            format!("DELETE FROM {}.schema_lock WHERE k = 0 IF holder = ?", self.server.options.keyspace);
+        if let Err(error) = self.won(&text, (&self.holder,)).await {
+            tracing::debug!(%error, "the schema lock was not released");
+        }
+    }
+
+    async fn won(&self, text: &str, values: impl SerializeRow) -> Result<bool, ExecutionError> {
+        let mut statement = Statement::new(text);
+        statement.set_execution_profile_handle(Some(self.server.local.clone()));
+        statement.set_serial_consistency(Some(SerialConsistency::LocalSerial));
+        statement.set_consistency(Consistency::LocalQuorum);
+        statement.set_request_timeout(Some(LOCK_TIMEOUT));
+        let answer = Box::pin(self.server.session.query_unpaged(statement, values)).await?;
+        // `[applied]` is the first column; what is there follows if it is not so.
+        let rows = answer.into_rows_result().ok();
+        let first = rows.and_then(|rows| rows.first_row::<Row>().ok());
+        Ok(matches!(
+            first.and_then(|row| row.columns.into_iter().next()),
+            Some(Some(CqlValue::Boolean(true)))
+        ))
+    }
+
+    fn failed(&self, error: &ExecutionError) -> schema::Error {
+        let doing = format!("taking the schema lock of {}", self.server.options.keyspace);
+        schema::Error::Cql { doing, why: error.to_string() }
+    }
+}
+
+fn builder(options: &Options, tls: Option<Arc<ClientConfig>>) -> SessionBuilder {
     // Half for the question that keeps a connection alive, half for its answer.
     let half = options.silence_max / 2;
     let builder = SessionBuilder::new()
@@ -275,7 +427,8 @@ fn builder(options: &Options) -> SessionBuilder {
         .keepalive_interval(half)
         .keepalive_timeout(half)
         .connection_timeout(options.silence_max.max(Duration::from_secs(1)))
-        .schema_agreement_timeout(DDL_TIMEOUT);
+        .schema_agreement_timeout(DDL_TIMEOUT)
+        .tls_context(tls);
     match &options.login {
         Some((user, password)) => builder.user(user, password),
         None => builder,
@@ -333,6 +486,22 @@ fn login_refused(error: &NewSessionError) -> Option<String> {
         }
         _ => None,
     }
+}
+
+/// Why there will be no TLS, if that is what happened.
+fn tls_refused(error: &NewSessionError) -> Option<String> {
+    let NewSessionError::MetadataError(MetadataError::ConnectionPoolError(ConnectionPoolError::Broken {
+        last_connection_error,
+    })) = error
+    else {
+        return None;
+    };
+    if let ConnectionError::IoError(error) = last_connection_error {
+        return tls::refused(error);
+    }
+    // What a server says of our certificate comes when the connection is made already, wrapped in the driver's own errors.
+    let text = last_connection_error.to_string();
+    text.find(ALERT).map(|at| text[at..].to_owned())
 }
 
 fn data_centre(session: &Session, wanted: Option<&str>) -> Result<String, ConnectError> {

@@ -18,8 +18,9 @@ use banyan_storage::contract::{Check, Subject, accounts, log, member, room, user
 use banyan_storage::log_store::{LogStore, RoomWrite, SlotOwner, Write};
 use banyan_storage::{Accounts, Error, NotDone, Outcome, Range, ReadLimit};
 use banyan_storage_scylla::schema::{self, Applied, Replication};
-use banyan_storage_scylla::{ConnectError, Level, Options, Scylla, Server};
+use banyan_storage_scylla::{ConnectError, Level, Options, Scylla, Server, Tls};
 use banyan_test_servers::cassandra::{self, Cassandra, CommitLog};
+use futures_util::future::join_all;
 use scylla::client::session::Session;
 use scylla::client::session_builder::SessionBuilder;
 use tokio::runtime::Runtime;
@@ -444,6 +445,140 @@ fn three_nodes() {
     a_frozen_node(&runtime, &mut cluster, &nodes, &store);
     a_node_down(&runtime, &mut cluster, &nodes);
     a_slow_node(&runtime, &mut cluster, &nodes);
+}
+
+/// On a keyspace that is not there: one makes it, the others wait for that one, and nothing is made twice.
+#[test]
+fn a_schema_is_applied_by_several_at_once() {
+    const KEYSPACE: &str = "banyan_at_once";
+    let _only = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let runtime = runtime();
+    let builder = cassandra::Builder::new().nodes(3).commit_log(CommitLog::Group);
+    let mut cluster = runtime.block_on(builder.start()).unwrap();
+    let nodes = cluster.contact_points();
+    let replication = Replication { data_centre: cluster.datacenter().to_owned(), factor: 3 };
+    let all = Applied { from: None, to: schema::NEWEST };
+    let nothing = Applied { from: Some(schema::NEWEST), to: schema::NEWEST };
+    for round in 0..3 {
+        let applied = runtime.block_on(async {
+            let servers = nodes.iter().chain(&nodes).map(|node| connect(options(&[node.clone()], KEYSPACE)));
+            let servers = join_all(servers).await;
+            servers[0].drop_keyspace().await.unwrap();
+            join_all(servers.iter().map(|server| server.apply_schema(&replication))).await
+        });
+        println!("round {round}: {applied:?}");
+        assert_eq!(applied.iter().filter(|applied| **applied == Ok(all)).count(), 1, "{applied:?}");
+        assert_eq!(applied.iter().filter(|applied| **applied == Ok(nothing)).count(), 5, "{applied:?}");
+        let store = runtime.block_on(open(options(&nodes, KEYSPACE)));
+        let ours = room("at.once");
+        put_until_done(&store, &ours, &rows(&ours, segment(1, 0), 1, 1, 4), 10);
+        assert_eq!(seqs(&store, &ours, segment(1, 0)), [1, 2, 3, 4]);
+    }
+    runtime.block_on(async {
+        // Of every node its own view: the same tables under the same ids.
+        let mut seen = Vec::new();
+        for node in &nodes {
+            let raw = raw(&[node.clone()]).await;
+            let version = raw.await_schema_agreement().await.unwrap();
+            let text = "SELECT table_name, id FROM system_schema.tables WHERE keyspace_name = ?";
+            let tables = raw.query_unpaged(text, (KEYSPACE,)).await.unwrap().into_rows_result().unwrap();
+            seen.push((version, tables.rows_num()));
+        }
+        assert!(seen.iter().all(|one| *one == seen[0]), "{seen:?}");
+        // Somebody died in the middle: what he held runs out.
+        let raw = raw(&nodes).await;
+        raw.query_unpaged(format!("TRUNCATE {KEYSPACE}.schema_versions"), ()).await.unwrap();
+        let gone = "(k, holder) VALUES (0, 'gone') IF NOT EXISTS USING TTL 4";
+        raw.query_unpaged(format!("INSERT INTO {KEYSPACE}.schema_lock {gone}"), ()).await.unwrap();
+        let begun = Instant::now();
+        let server = connect(options(&nodes, KEYSPACE)).await;
+        assert_eq!(server.apply_schema(&replication).await, Ok(all));
+        assert!(begun.elapsed() > Duration::from_secs(2), "it waited: {:?}", begun.elapsed());
+        cluster.kill_all().await.unwrap();
+    });
+}
+
+/// A CA, and what it has signed: PEM by name.
+fn signed(ca: &str, leaf: &[&str]) -> (String, String, String) {
+    let key = rcgen::KeyPair::generate().unwrap();
+    let mut params = rcgen::CertificateParams::new(Vec::<String>::new()).unwrap();
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    params.distinguished_name.push(rcgen::DnType::CommonName, ca);
+    let certificate = params.self_signed(&key).unwrap().pem();
+    let issuer = rcgen::Issuer::new(params, key);
+    let leaf_key = rcgen::KeyPair::generate().unwrap();
+    let names: Vec<String> = leaf.iter().map(|&name| name.to_owned()).collect();
+    let mut leaf = rcgen::CertificateParams::new(names).unwrap();
+    leaf.extended_key_usages =
+        vec![rcgen::ExtendedKeyUsagePurpose::ServerAuth, rcgen::ExtendedKeyUsagePurpose::ClientAuth];
+    let leaf = leaf.signed_by(&leaf_key, &issuer).unwrap();
+    (certificate, leaf.pem(), leaf_key.serialize_pem())
+}
+
+/// Both sides show certificates. Whoever shows a wrong one, or wants another, is told at once.
+#[test]
+fn connections_are_encrypted() {
+    const KEYSPACE: &str = "banyan_tls";
+    let _only = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let runtime = runtime();
+    let (ca, certificate, key) = signed("ca", &["127.0.0.1", "store.example"]);
+    let (other_ca, other_certificate, other_key) = signed("other", &["127.0.0.1"]);
+    let files = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: String| {
+        let path = files.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.display().to_string()
+    };
+    // Optional: the harness looks without TLS whether it serves. Who speaks TLS must show a certificate all the same.
+    let settings = format!(
+        "client_encryption_options:\n  enabled: true\n  optional: true\n  require_client_auth: true\n  \
+         ssl_context_factory:\n    class_name: org.apache.cassandra.security.PEMBasedSslContextFactory\n  \
+         keystore: {}\n  truststore: {}",
+        write("server.pem", format!("{key}{certificate}")),
+        write("ca.pem", ca.clone()),
+    );
+    let mut cluster = runtime.block_on(cassandra::Builder::new().setting(settings).start()).unwrap();
+    let nodes = cluster.contact_points();
+    let with = |ca: &str, identity: Option<(&str, &str)>, name: Option<&str>| Options {
+        tls: Some(Tls {
+            ca: ca.as_bytes().to_vec(),
+            identity: identity.map(|(cert, key)| (cert.as_bytes().to_vec(), key.as_bytes().to_vec())),
+            server_name: name.map(str::to_owned),
+        }),
+        ..options(&nodes, KEYSPACE)
+    };
+    let ours = Some((&*certificate, &*key));
+    runtime.block_on(async {
+        for name in [None, Some("store.example")] {
+            let server = connect(with(&ca, ours, name)).await;
+            let replication = Replication { data_centre: server.data_centre().to_owned(), factor: 1 };
+            server.apply_schema(&replication).await.unwrap();
+            let clients = "SELECT ssl_enabled, ssl_protocol FROM system_views.clients";
+            let raw = raw(&nodes).await;
+            let seen = raw.query_unpaged(clients, ()).await.unwrap().into_rows_result().unwrap();
+            let seen: Vec<(bool, Option<String>)> = seen.rows().unwrap().map(Result::unwrap).collect();
+            assert!(seen.iter().any(|(encrypted, _)| *encrypted), "{seen:?}");
+        }
+        let store = open(with(&ca, ours, None)).await;
+        let room = room("encrypted");
+        let done = tokio::task::spawn_blocking(move || {
+            put_until_done(&store, &room, &rows(&room, segment(1, 0), 1, 1, 4), 10);
+            seqs(&store, &room, segment(1, 0))
+        });
+        assert_eq!(done.await.unwrap(), [1, 2, 3, 4]);
+        for (options, says) in [
+            (with(&other_ca, ours, None), "UnknownIssuer"),
+            (with(&ca, ours, Some("elsewhere")), "not valid for name"),
+            (with(&ca, None, None), "received fatal alert"),
+            (with(&ca, Some((&*other_certificate, &*other_key)), None), "received fatal alert"),
+        ] {
+            let begun = Instant::now();
+            let error = Server::connect(options, |waiting| println!("{waiting}")).await.unwrap_err();
+            println!("{error} ({:?})", begun.elapsed());
+            assert!(matches!(error, ConnectError::Tls(_)) && error.to_string().contains(says), "{error:?}");
+        }
+        cluster.kill_all().await.unwrap();
+    });
 }
 
 /// The signal takes its time where the processors are busy.

@@ -43,6 +43,23 @@ app.kubernetes.io/instance: {{ .Release.Name }}
   value: {{ .Values.scylla.datacenter | quote }}
 - name: BANYAN_SCYLLA__REPLICATION
   value: {{ .Values.scylla.replication | quote }}
+{{- range $name, $server := dict "etcd" .Values.etcd "scylla" .Values.scylla }}
+{{- if $server.tlsSecret }}
+{{- $key := ternary "BANYAN_CLUSTER__ETCD_" "BANYAN_SCYLLA__" (eq $name "etcd") }}
+- name: {{ $key }}CA
+  value: /etc/banyan/{{ $name }}/ca.crt
+{{- if $server.tlsClientCertificate }}
+- name: {{ $key }}CERT
+  value: /etc/banyan/{{ $name }}/tls.crt
+- name: {{ $key }}KEY
+  value: /etc/banyan/{{ $name }}/tls.key
+{{- end }}
+{{- end }}
+{{- end }}
+{{- with .Values.scylla.tlsServerName }}
+- name: BANYAN_SCYLLA__SERVER_NAME
+  value: {{ . | quote }}
+{{- end }}
 {{- range $section, $keys := .Values.config }}
 {{- range $key, $value := $keys }}
 - name: BANYAN_{{ upper $section }}__{{ upper $key }}
@@ -51,6 +68,24 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end }}
 {{- with .Values.extraEnv }}
 {{ toYaml . }}
+{{- end }}
+{{- end -}}
+
+{{/* Files of TLS to etcd and the store. */}}
+{{- define "banyan.tlsMounts" -}}
+{{- range $name, $server := dict "etcd" .Values.etcd "scylla" .Values.scylla }}
+{{- if $server.tlsSecret }}
+- {name: {{ $name }}-tls, mountPath: /etc/banyan/{{ $name }}, readOnly: true}
+{{- end }}
+{{- end }}
+{{- end -}}
+
+{{- define "banyan.tlsVolumes" -}}
+{{- range $name, $server := dict "etcd" .Values.etcd "scylla" .Values.scylla }}
+{{- with $server.tlsSecret }}
+- name: {{ $name }}-tls
+  secret: {secretName: {{ . | quote }}, defaultMode: 288}
+{{- end }}
 {{- end }}
 {{- end -}}
 
