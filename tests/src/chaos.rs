@@ -5,6 +5,7 @@
 //! Always holds: every wait ends; the same seed makes the same choices (the machine's timing differs all the same).
 //! Does not: know how a node does what it does.
 
+pub mod cost;
 mod dump;
 mod gauges;
 pub mod meter;
@@ -49,11 +50,22 @@ const KEYSPACE: &str = "banyan";
 /// section 4) before it says anything.
 const PATIENCE: Duration = Duration::from_secs(8);
 
+/// How long a healed cluster may take until its sends go as before.
+const CALM_LIMIT: Duration = Duration::from_secs(10);
+/// Garbage collectors of the store's servers.
+const CALM_SLACK_MS: f64 = 30.0;
+
 /// I15: two leases' times to live (3 s each) and 10 s.
 const LIVE_AGAIN: Duration = Duration::from_secs(16);
 
 /// What the reader may take for each room beyond that: it sends to one after the other.
 const READ_BACK: Duration = Duration::from_millis(50);
+
+/// Who is there.
+const USERS: [&str; 3] = ["chaos-ada", "chaos-ben", "chaos-cleo"];
+
+/// How often a room is made, if need be.
+const CREATE_TRIES: usize = 20;
 
 /// Rooms that are made at once.
 const AT_ONCE: usize = 32;
@@ -85,6 +97,8 @@ pub struct Options {
     /// One after the other in this order, or in rounds of another order each as long as `minutes` last.
     pub nemeses: Vec<Nemesis>,
     pub minutes: Option<f64>,
+    /// Each so often, one after the other; does not count where there are minutes.
+    pub times: usize,
     pub lengths: Lengths,
     /// Load without a fault before the first one, and between one that is healed and the next.
     pub quiet: Duration,
@@ -109,6 +123,7 @@ impl Options {
             sends_per_s: 40.0,
             nemeses,
             minutes: None,
+            times: 1,
             lengths: Lengths::default(),
             quiet: Duration::from_secs(4),
         }
@@ -149,6 +164,7 @@ pub async fn run(options: &Options, say: Say) -> anyhow::Result<Run> {
         joiner_roles: if options.apart { "shard" } else { "gateway,shard" },
         slots: SlotCount::new(options.slots)?,
         rooms: load.rooms.clone(),
+        user: load.reader.clone(),
         orders,
         random: random.fork(),
     };
@@ -195,6 +211,7 @@ async fn start(options: &Options, say: &Say) -> anyhow::Result<Cluster> {
         slots: options.slots,
         haproxy: options.apart,
         proxies: true,
+        clocks: options.nemeses.contains(&Nemesis::ClockJump),
         // A few users with many connections make the load; nothing else differs from the default.
         environment: limits.map(|limit| (format!("BANYAN_LIMITS__{limit}"), "100000".to_owned())).into(),
     };
@@ -219,32 +236,57 @@ async fn attack(
         "no send was acked within {:?}, before anything was broken",
         options.quiet
     );
+    let usual = stage.meter.span(0, stage.meter.now_us()).p99_ms;
     let until = options.minutes.map(|minutes| Instant::now() + Duration::from_secs_f64(minutes * 60.0));
     loop {
         let mut round = options.nemeses.clone();
         if until.is_some() {
             shuffle(&mut round, random);
+        } else {
+            round = round.into_iter().flat_map(|nemesis| vec![nemesis; options.times]).collect();
         }
         for nemesis in round {
             if until.is_some_and(|until| Instant::now() >= until) {
                 return Ok(());
             }
+            stage.gauges.sample().await;
+            let counted = stage.gauges.sums();
             let begun = stage.meter.now_us();
             live.under_way(Some(&nemesis.name()));
             let struck = strike(nemesis, stage).await;
             let healed = stage.meter.now_us();
             live.under_way(None);
             let struck = struck.with_context(|| format!("{} at {} s", nemesis.name(), begun / 1_000_000))?;
-            sleep(options.quiet).await;
+            calm(stage, options.quiet, usual).await;
+            stage.gauges.sample().await;
             let before = begun.saturating_sub(options.quiet.as_micros() as u64);
-            let usual = stage.meter.span(before, begun).p99_ms;
-            let hit = measure(&stage.meter, nemesis, &struck, [begun, healed], usual);
+            let just_before = stage.meter.span(before, begun).p99_ms;
+            let mut hit = measure(&stage.meter, nemesis, &struck, [begun, healed], just_before);
+            let more = |(name, sum): (&'static str, u64)| {
+                (name.to_owned(), sum - counted.get(name).copied().unwrap_or_default())
+            };
+            hit.counters = stage.gauges.sums().into_iter().map(more).collect();
             say(&format!("{:>6.1} s  {}", healed as f64 / 1e6, hit.line()));
             run.hits.push(hit);
         }
         if until.is_none() {
             return Ok(());
         }
+    }
+}
+
+/// Waits until sends go about as they did before the first fault (twice their time and a little, for the p99 of a second is
+/// one of a few sends), and not less than `quiet`. A cluster that does not calm down has its next fault all the same.
+async fn calm(stage: &Stage, quiet: Duration, usual_ms: f64) {
+    sleep(quiet).await;
+    let until = Instant::now() + CALM_LIMIT;
+    while Instant::now() < until {
+        let now = stage.meter.now_us();
+        let last = stage.meter.span(now.saturating_sub(1_000_000), now);
+        if last.acks > 0 && last.refused.is_empty() && last.p99_ms <= usual_ms * 2.0 + CALM_SLACK_MS {
+            return;
+        }
+        sleep(Duration::from_millis(50)).await;
     }
 }
 
@@ -275,7 +317,7 @@ fn measure(meter: &Meter, nemesis: Nemesis, struck: &Struck, [begun, healed]: [u
     for list in [&mut next, &mut stalls, &mut sends] {
         list.sort_by(f64::total_cmp);
     }
-    let Span { acks, refused, lost, .. } = meter.span(begun, healed);
+    let Span { acks, refused, lost, turned_away, .. } = meter.span(begun, healed);
     Hit {
         nemesis,
         what: struck.what.clone(),
@@ -287,6 +329,8 @@ fn measure(meter: &Meter, nemesis: Nemesis, struck: &Struck, [begun, healed]: [u
         acks,
         refused: refused.into_iter().map(|(code, n)| (code.to_string(), n)).collect(),
         lost,
+        turned_away,
+        counters: Default::default(),
         undisturbed_p99_ms: usual,
         sends: Excess::of(&sends, usual),
         moved: struck.moved,
@@ -390,7 +434,7 @@ impl Scene {
     ) -> anyhow::Result<Self> {
         let address = *cluster.doors().first().context("no node is a gateway")?;
         let mut users = Vec::new();
-        for name in ["chaos-ada", "chaos-ben", "chaos-cleo"] {
+        for name in USERS {
             users.push(client::sign_up(address, name).await?);
         }
         let opened = Connection::open(address, &users[0].token).await;
@@ -402,14 +446,25 @@ impl Scene {
             let mut asked = HashMap::new();
             for room in some {
                 let body = json!({ "room": room, "kind": "group", "name": room, "members": others });
-                asked.insert(owner.ask("create_room", &body).await?, room);
+                asked.insert(owner.ask("create_room", &body).await?, (room, body, 1));
             }
             while !asked.is_empty() {
                 let frame = owner.next().await?;
-                let Some(room) = frame["id"].as_u64().and_then(|id| asked.remove(&id)) else { continue };
-                let head = frame["create_room"]["head"].as_u64();
-                let head = head.with_context(|| format!("create_room was answered with {frame}"))?;
-                known.insert(room.clone(), head);
+                let Some((room, body, tries)) = frame["id"].as_u64().and_then(|id| asked.remove(&id)) else {
+                    continue;
+                };
+                let later = matches!(frame["error"]["code"].as_u64(), Some(100 | 108 | 112));
+                if let Some(head) = frame["create_room"]["head"].as_u64() {
+                    known.insert(room.clone(), head);
+                } else if later && tries < CREATE_TRIES {
+                    // A busy machine's store may keep us waiting.
+                    sleep(Duration::from_millis(500)).await;
+                    asked.insert(owner.ask("create_room", &body).await?, (room, body, tries + 1));
+                } else {
+                    // It exists if an earlier try was late. Nobody knows anything of it then, which is always right.
+                    ensure!(tries > 1 && !later, "create_room was answered with {frame}");
+                    known.insert(room.clone(), 0);
+                }
             }
         }
         let user = |n: usize| users[n % users.len()].clone();
@@ -420,17 +475,19 @@ impl Scene {
         };
         // With a room each they are many, and each is seldom heard of.
         let patience = if options.one_room_each { PATIENCE * 10 } else { PATIENCE };
+        // A gateway whose clock is wrong may take a token for one of the future.
+        let elsewhere_if_refused = options.nemeses.contains(&Nemesis::ClockJump);
         let sender = |number| {
             let (rooms, known) = (own(number), known.clone());
             let mut sender = Sender::new(number, user(number), recorder.clone(), rooms, random.fork(), known);
-            sender.manner = Manner { pace: Some(pace), patience };
+            sender.manner = Manner { pace: Some(pace), patience, elsewhere_if_refused };
             sender
         };
         let senders = (0..options.senders).map(sender).collect();
         let subscriber = |number| {
             let user = user(number + 1);
             let session = recorder.session(&user.id);
-            let manner = Manner { pace: None, patience };
+            let manner = Manner { pace: None, patience, elsewhere_if_refused };
             Subscriber { number, user, session, recorder: recorder.clone(), rooms: own(number), manner }
         };
         let subscribers = (0..options.subscribers).map(subscriber).collect();

@@ -21,6 +21,8 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
+use crate::clock::{Clock, Setting, Shim};
+
 /// How long a node may take until it is ready.
 const NODE_LIMIT: Duration = Duration::from_secs(60);
 /// Where clients of one machine come in: HAProxy before every gateway.
@@ -43,6 +45,8 @@ pub struct Plan {
     /// A proxy before each node's port for other nodes, which the node names as its address, and one between it and each
     /// server of etcd.
     pub proxies: bool,
+    /// A wall clock of its own for each node, which tests may set.
+    pub clocks: bool,
     /// Settings of every node beside the cluster's own.
     pub environment: Vec<(String, String)>,
 }
@@ -74,6 +78,8 @@ pub struct Node {
     pub proxy: Option<FaultProxy>,
     /// What this one reaches etcd through; as the plan says.
     pub to_etcd: Vec<FaultProxy>,
+    /// As the plan says.
+    pub clock: Option<Clock>,
     ports: Ports,
 }
 
@@ -109,6 +115,13 @@ impl Node {
         }
     }
 
+    /// Sets its wall clock, where the plan has clocks.
+    pub fn set_clock(&mut self, setting: Setting) -> anyhow::Result<()> {
+        let clock =
+            self.clock.as_mut().with_context(|| format!("{} has no clock of its own", self.plan.name))?;
+        clock.set(setting)
+    }
+
     /// What `/readyz` says; an error if it does not answer.
     pub async fn readiness(&self) -> anyhow::Result<Value> {
         let body = get(self.ops(), "/readyz").await?;
@@ -141,6 +154,7 @@ pub struct Cluster {
     pub cql: Cassandra,
     pub nodes: BTreeMap<String, Node>,
     pub haproxy: Option<(SocketAddr, Balancer)>,
+    clocks: Option<Shim>,
 }
 
 impl Cluster {
@@ -151,7 +165,8 @@ impl Cluster {
         say("CQL store");
         let cql = cassandra::Builder::new().nodes(plan.cql).commit_log(plan.commit_log).start().await?;
         let nodes = plan.nodes.clone();
-        let mut cluster = Self { plan, etcd, cql, nodes: BTreeMap::new(), haproxy: None };
+        let clocks = plan.clocks.then(|| Shim::build(&plan.directory)).transpose()?;
+        let mut cluster = Self { plan, etcd, cql, nodes: BTreeMap::new(), haproxy: None, clocks };
         say("schema");
         cluster.apply_schema()?;
         for node in nodes {
@@ -219,6 +234,7 @@ impl Cluster {
         ports: &Ports,
         proxy: Option<&FaultProxy>,
         to_etcd: &[FaultProxy],
+        clock: Option<&Clock>,
     ) -> anyhow::Result<Recipe> {
         let directory = self.plan.directory.join(&plan.name);
         std::fs::create_dir_all(&directory)?;
@@ -242,11 +258,15 @@ impl Cluster {
             arguments.extend(["--advertise".into(), proxy.address().to_string().into()]);
         }
         arguments.extend(self.store_arguments());
+        let mut environment = self.environment();
+        if let (Some(shim), Some(clock)) = (&self.clocks, clock) {
+            environment.extend(shim.environment(clock));
+        }
         Ok(Recipe {
             name: plan.name.clone(),
             program: self.plan.binary.clone(),
             arguments,
-            environment: self.environment(),
+            environment,
             directory,
         })
     }
@@ -263,8 +283,13 @@ impl Cluster {
                 to_etcd.push(FaultProxy::start(self.etcd.member(member).address()).await?);
             }
         }
-        let process = Process::start(self.recipe(&plan, &ports, proxy.as_ref(), &to_etcd)?)?;
-        let mut node = Node { plan, process, proxy, to_etcd, ports };
+        let clock = match &self.clocks {
+            Some(_) => Some(Clock::make(self.plan.directory.join(format!("{}.clock", plan.name)))?),
+            None => None,
+        };
+        let recipe = self.recipe(&plan, &ports, proxy.as_ref(), &to_etcd, clock.as_ref())?;
+        let process = Process::start(recipe)?;
+        let mut node = Node { plan, process, proxy, to_etcd, clock, ports };
         node.wait_ready().await?;
         self.nodes.insert(node.plan.name.clone(), node);
         Ok(())

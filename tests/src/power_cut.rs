@@ -10,6 +10,7 @@
 //! that, so a lost write changes no length. Hence the undo log knows the bytes.
 
 use crate::random::Random;
+use crate::shim;
 use anyhow::{Context, bail, ensure};
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsString;
@@ -45,23 +46,7 @@ impl Shim {
     /// Compiles the shim with `cc` into `dir`, and takes `dir/shim-state` for its log. `dir` must be on the file
     /// system of the data (removed files are kept by hard links) and must not be below the watched root.
     pub fn build(dir: &Path) -> anyhow::Result<Self> {
-        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("shim/sync_shim.c");
-        let library = dir.join("sync_shim.so");
-        let output = Command::new("cc")
-            .args(["-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-o"])
-            .arg(&library)
-            .arg(&source)
-            .args(["-ldl", "-lpthread"])
-            .output()
-            .context(
-                "cannot run `cc`: the power-cut tests need a C compiler (apt-get install gcc libc6-dev)",
-            )?;
-        ensure!(
-            output.status.success(),
-            "{} does not compile:\n{}",
-            source.display(),
-            String::from_utf8_lossy(&output.stderr)
-        );
+        let library = shim::build("sync_shim", dir)?;
         let state = dir.join("shim-state");
         fs::create_dir_all(&state)?;
         Ok(Self { library, state })

@@ -6,10 +6,11 @@
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "it is a command for people")]
 
 use anyhow::{Context, ensure};
+use banyan_tests::chaos::cost;
 use banyan_tests::chaos::meter::percentile;
 use banyan_tests::chaos::nemesis::{Lengths, Nemesis};
 use banyan_tests::chaos::report::{Report, STRIKES};
-use banyan_tests::chaos::{Options, run};
+use banyan_tests::chaos::{Options, Say, run};
 use banyan_tests::server;
 use clap::{Parser, ValueEnum};
 use std::io::Write as _;
@@ -25,6 +26,8 @@ use std::time::Duration;
     after_help = "Examples:\n  chaos --minutes 20                          everything that these servers allow, in rounds\n  \
 chaos --minutes 20 --cql 3 --etcd 3         the same with three servers each\n  \
 chaos --nemesis kill --nemesis freeze       each once\n  \
+chaos --nemesis kill --times 30             so often, with no longer a pause than it takes to heal\n  \
+chaos --bench-cost --cql 3                  what the barrier costs\n  \
 chaos --minutes 20 --resume target/chaos    adds another run to a report"
 )]
 struct Arguments {
@@ -34,9 +37,15 @@ struct Arguments {
     /// What to do to the cluster (may be repeated) [default: everything that the servers allow]
     #[arg(long, value_name = "NAME")]
     nemesis: Vec<Nemesis>,
+    /// Each strikes so often, with no longer a pause than the cluster needs; rounds of --bench-cost [default: 1; 5]
+    #[arg(long, value_name = "N", conflicts_with = "minutes")]
+    times: Option<usize>,
     /// Adds this run to the report of a directory
     #[arg(long, value_name = "DIR")]
     resume: Option<PathBuf>,
+    /// No run: only writes the page of --resume anew, and prints its tables
+    #[arg(long, requires = "resume")]
+    redraw: bool,
     /// Repeats the choices of an earlier run
     #[arg(long)]
     seed: Option<u64>,
@@ -57,9 +66,9 @@ struct Arguments {
     slots: u32,
     #[arg(long, default_value_t = 48)]
     rooms: usize,
-    /// Sending connections
-    #[arg(long, default_value_t = 12)]
-    senders: usize,
+    /// Sending connections [default: 12]
+    #[arg(long)]
+    senders: Option<usize>,
     /// Subscribed connections, each to all rooms
     #[arg(long, default_value_t = 4)]
     subscribers: usize,
@@ -76,6 +85,13 @@ struct Arguments {
     /// two shards join. The numbers of nodes, rooms, clients and joiners above do not count then
     #[arg(long, conflicts_with_all = ["minutes", "nemesis"])]
     bench_join: bool,
+    /// Shows what the barrier costs: the same sends with it, without it, and with a lightweight transaction for each append,
+    /// in turns on the same servers of the store (--cql): as fast as --senders go (8 unless told), and at 100 sends/s (--rate)
+    #[arg(long, conflicts_with_all = ["minutes", "nemesis", "bench_join", "resume", "server"])]
+    bench_cost: bool,
+    /// With --bench-cost: the figures as JSON
+    #[arg(long, requires = "bench_cost")]
+    json: bool,
     /// Keep data and logs also when all is well
     #[arg(long)]
     keep: bool,
@@ -96,6 +112,15 @@ async fn main() -> ExitCode {
 async fn chaos(arguments: Arguments) -> anyhow::Result<bool> {
     ensure!(arguments.rate > 0.0 && arguments.rate <= 200.0, "--rate is above 0 and at most 200");
     let seed = arguments.seed.unwrap_or_else(|| u64::from(std::process::id()) * 0x9e37_79b9);
+    if arguments.bench_cost {
+        return bench_cost(&arguments, seed).await;
+    }
+    if let (true, Some(directory)) = (arguments.redraw, &arguments.resume) {
+        let report = Report::read(directory)?;
+        report.write(directory)?;
+        print(&report);
+        return Ok(!report.is_broken());
+    }
     let everything = arguments.nemesis.is_empty() && !arguments.bench_join;
     let possible = |nemesis: &Nemesis| nemesis.wants(arguments.etcd, arguments.cql).is_none();
     let nemeses = if everything {
@@ -120,14 +145,16 @@ async fn chaos(arguments: Arguments) -> anyhow::Result<bool> {
         cql: arguments.cql,
         slots: arguments.slots,
         rooms: arguments.rooms,
-        senders: arguments.senders,
+        senders: arguments.senders.unwrap_or(12),
         subscribers: arguments.subscribers,
         one_room_each: false,
         sends_per_s: arguments.rate,
         nemeses,
         minutes: arguments.minutes,
+        times: arguments.times.unwrap_or(1),
         lengths,
-        quiet: Duration::from_secs(4),
+        // Where one thing is done many times, only as long as sends must be seen undisturbed.
+        quiet: Duration::from_secs(if arguments.times.is_some() { 2 } else { 4 }),
     };
     if arguments.bench_join {
         (options.apart, options.one_room_each) = (true, true);
@@ -172,6 +199,31 @@ async fn chaos(arguments: Arguments) -> anyhow::Result<bool> {
     Ok(true)
 }
 
+async fn bench_cost(arguments: &Arguments, seed: u64) -> anyhow::Result<bool> {
+    let options = cost::Options {
+        cql: arguments.cql,
+        rounds: arguments.times.unwrap_or(5),
+        length: Duration::from_secs(8),
+        warm_up: Duration::from_secs(2),
+        senders: arguments.senders.unwrap_or(8),
+        rate: arguments.rate,
+        rooms: arguments.rooms,
+        seed,
+    };
+    // The figures alone go where they may be read by a program.
+    let say: Say = Arc::new(|line: &str| eprintln!("{line}"));
+    let measured = tokio::select! {
+        measured = cost::measure(&options, &say) => measured?,
+        _ = tokio::signal::ctrl_c() => anyhow::bail!("interrupted"),
+    };
+    if arguments.json {
+        println!("{}", serde_json::to_string_pretty(&measured)?);
+    } else {
+        print!("{}", cost::table(&measured));
+    }
+    Ok(true)
+}
+
 /// `chaos-N` beside this program's build.
 fn directory_of_its_own() -> anyhow::Result<PathBuf> {
     let me = std::env::current_exe()?;
@@ -182,13 +234,24 @@ fn directory_of_its_own() -> anyhow::Result<PathBuf> {
 
 fn print(report: &Report) {
     println!(
-        "\n{:<16} {:>6} {:>6} {:>10} {:>10} {:>10} {:>10} {:>8} {:>6}",
-        "NEMESIS", "TIMES", "ROOMS", "NEXT p50", "p99", "max", "SEND p99", "REFUSED", "LOST"
+        "\n{:<16} {:>5} {:>6} {:>9} {:>9} {:>9} {:>9} {:>6} {:>7} {:>6} {:>7} {:>5}  CHECKER",
+        "NEMESIS",
+        "TIMES",
+        "ROOMS",
+        "NEXT p50",
+        "p99",
+        "max",
+        "SEND p99",
+        "FENCED",
+        "UNKNOWN",
+        "REPAIR",
+        "REFUSED",
+        "LOST"
     );
     for (nemesis, sum) in report.by_nemesis() {
         let ms = |list: &[f64], percent| format!("{:.0} ms", percentile(list, percent));
         println!(
-            "{:<16} {:>6} {:>6} {:>10} {:>10} {:>10} {:>10} {:>8} {:>6}",
+            "{:<16} {:>5} {:>6} {:>9} {:>9} {:>9} {:>9} {:>6} {:>7} {:>6} {:>7} {:>5}  {}",
             nemesis.name(),
             sum.strikes,
             sum.next_ack_ms.len(),
@@ -196,8 +259,12 @@ fn print(report: &Report) {
             ms(&sum.next_ack_ms, 99.0),
             ms(&sum.next_ack_ms, 100.0),
             ms(&sum.stall_ms, 99.0),
+            sum.counter("fenced utterances"),
+            sum.counter("unknown outcomes"),
+            sum.counter("gap repairs"),
             sum.refused,
-            sum.lost
+            sum.lost,
+            sum.verdict()
         );
     }
     for hit in report.runs.iter().flat_map(|run| &run.hits) {

@@ -71,6 +71,7 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
         commit_log: CommitLog::Group,
         slots: arguments.slots,
         proxies: false,
+        clocks: false,
         environment: Vec::new(),
     };
     let begun = Instant::now();

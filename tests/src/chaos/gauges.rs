@@ -37,7 +37,11 @@ pub struct Subject {
 }
 
 #[derive(Debug, Default)]
-pub struct Gauges(Mutex<State>);
+pub struct Gauges {
+    state: Mutex<State>,
+    /// One look at a time: of two, the earlier answer might be counted later, and would look like a restart.
+    looking: tokio::sync::Mutex<()>,
+}
 
 #[derive(Debug, Default)]
 struct State {
@@ -52,7 +56,7 @@ struct State {
 
 impl Gauges {
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What there is to look at from now on.
@@ -62,6 +66,7 @@ impl Gauges {
 
     /// Looks at everything once.
     pub async fn sample(&self) {
+        let _turn = self.looking.lock().await;
         let subjects = self.lock().subjects.clone();
         for Subject { name, process, ops } in subjects {
             if let Some(used) = process.and_then(processor_seconds).zip(process) {
@@ -116,7 +121,7 @@ fn read(text: &str, wanted: &str) -> f64 {
 }
 
 /// What a process has used of processors since its start. `None`: it is gone, or this system does not tell.
-fn processor_seconds(process: u32) -> Option<f64> {
+pub(super) fn processor_seconds(process: u32) -> Option<f64> {
     let text = std::fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
     // The name in parentheses may hold anything; utime and stime are the 14th and 15th fields.
     let mut fields = text.rsplit_once(')')?.1.split_whitespace().skip(11);

@@ -25,6 +25,7 @@ struct Series {
     acks: Vec<Ack>,
     refusals: Vec<(u64, u16)>,
     lost: Vec<u64>,
+    turned_away: Vec<u64>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -47,6 +48,8 @@ pub struct Span {
     pub refused: BTreeMap<u16, u64>,
     /// Connections that servers ended, or that fell silent.
     pub lost: u64,
+    /// Connections that servers did not take: the token was not good for them.
+    pub turned_away: u64,
 }
 
 impl Meter {
@@ -83,6 +86,7 @@ impl Meter {
             p99_ms: percentile(&took, 99.0),
             max_ms: took.last().copied().unwrap_or_default(),
             lost: series.lost.iter().filter(|at| within(**at)).count() as u64,
+            turned_away: series.turned_away.iter().filter(|at| within(**at)).count() as u64,
             ..Span::default()
         };
         for (at, code) in &series.refusals {
@@ -152,6 +156,11 @@ impl Observer for Meter {
     fn refused(&self, code: u16) {
         let at = self.now_us();
         self.lock().refusals.push((at, code));
+    }
+
+    fn turned_away(&self) {
+        let at = self.now_us();
+        self.lock().turned_away.push(at);
     }
 
     fn lost(&self) {

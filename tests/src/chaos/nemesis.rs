@@ -12,7 +12,10 @@ use serde::{Deserialize, Serialize};
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
+use super::USERS;
 use super::stage::Stage;
+use crate::clock::Setting;
+use crate::crash::client;
 
 /// Until a node is ready again: a store that was away may keep it waiting.
 const READY_LIMIT: Duration = Duration::from_secs(120);
@@ -84,6 +87,8 @@ pub enum Nemesis {
     CutFromOwner,
     /// An owner does not reach etcd, and goes on: its lease runs out, others take its rooms, and only the fence tells it
     CutFromEtcd,
+    /// Wall clocks of two owners jump by 30 s and by an hour, one forwards and one back, then run too fast and too slow
+    ClockJump,
 }
 
 impl Nemesis {
@@ -181,6 +186,7 @@ pub async fn strike(nemesis: Nemesis, stage: &mut Stage) -> anyhow::Result<Struc
         Nemesis::CutToOwner => cut(stage, Fault::CutToServer).await,
         Nemesis::CutFromOwner => cut(stage, Fault::CutToClient).await,
         Nemesis::CutFromEtcd => cut_from_etcd(stage).await,
+        Nemesis::ClockJump => clock_jump(stage).await,
     }
 }
 
@@ -536,6 +542,94 @@ async fn cut_from_etcd(stage: &mut Stage) -> anyhow::Result<Struck> {
     all_ready(stage).await?;
     let what = format!("{victim} did not reach etcd for {} s", length.as_secs());
     Ok(Struck::new(what).rooms_from(at, stage.meter.now_us(), rooms))
+}
+
+// ---------------------------------------------------------------- clocks
+
+/// What two owners' clocks are set to, one after the other: the second one's to the opposite. The last: twice as fast as
+/// time, and standing still.
+const CLOCKS: [Setting; 4] = [
+    Setting { ahead_ms: 30_000, drift_ppm: 0 },
+    Setting { ahead_ms: 3_600_000, drift_ppm: 0 },
+    Setting { ahead_ms: -3_600_000, drift_ppm: 0 },
+    Setting { ahead_ms: 0, drift_ppm: 1_000_000 },
+];
+/// How long each lasts.
+const CLOCK_STEP: Duration = Duration::from_secs(4);
+/// Tokens end with whole seconds, and a busy machine may be late.
+const CLOCK_SLACK_S: f64 = 2.0;
+
+/// Nothing depends on clocks: nobody is refused, nothing changes its owner. That they did jump is proved by the times that
+/// the nodes tell.
+async fn clock_jump(stage: &mut Stage) -> anyhow::Result<Struck> {
+    let one = stage.an_owner()?;
+    let mut others: Vec<String> = stage.room_owners().into_values().filter(|owner| *owner != one).collect();
+    others.sort();
+    others.dedup();
+    ensure!(!others.is_empty(), "one node owns all rooms: there is nobody whose clock could differ");
+    let chosen = stage.random_below(others.len());
+    let other = others.swap_remove(chosen);
+    let (begun, changes) = (stage.meter.now_us(), stage.ownership.changes());
+    // All clocks are true now.
+    let mut victims = Vec::new();
+    for (victim, sign) in [(one, 1_i32), (other, -1)] {
+        let rooms = stage.rooms_of(&victim);
+        let truth = told_s(stage, &victim).await?;
+        victims.push((victim, sign, rooms, truth));
+    }
+    let mut struck = Struck::new("");
+    let mut turned = Vec::new();
+    for Setting { ahead_ms, drift_ppm } in CLOCKS {
+        let at = stage.meter.now_us();
+        for (victim, sign, ..) in &victims {
+            let sign = i64::from(*sign);
+            let setting = Setting { ahead_ms: sign * ahead_ms, drift_ppm: sign * drift_ppm };
+            stage.cluster.node(victim)?.set_clock(setting)?;
+        }
+        stage.recorder.fault(FaultKind::Other);
+        sleep(CLOCK_STEP).await;
+        for (victim, sign, rooms, truth) in &victims {
+            taken_over(stage, rooms, at).await?;
+            let is = told_s(stage, victim).await? - truth;
+            let now = stage.meter.now_us();
+            let gained = (now - at) as f64 / 1e6 * drift_ppm as f64 / 1e6;
+            let ahead = f64::from(*sign) * (ahead_ms as f64 / 1e3 + gained);
+            ensure!(
+                (is - ahead).abs() <= CLOCK_SLACK_S,
+                "the clock of {victim} should be {ahead:.1} s ahead, and the time that it tells is {is:.1} s ahead"
+            );
+            if let Some(why) = stage.refuses_tokens(victim).await? {
+                turned.push(format!("{victim}, {ahead:+.0} s: {why}"));
+            }
+            struck = struck.rooms_from(at, now, rooms.clone());
+        }
+    }
+    for (victim, ..) in &victims {
+        stage.cluster.node(victim)?.set_clock(Setting::default())?;
+    }
+    let at = stage.meter.now_us();
+    for (_, _, rooms, _) in &victims {
+        taken_over(stage, rooms, at).await?;
+    }
+    let refused = stage.meter.span(begun, stage.meter.now_us()).refused;
+    ensure!(refused.is_empty(), "sends were refused while clocks jumped: {refused:?}");
+    let moved = stage.ownership.changes() - changes;
+    ensure!(moved == 0, "{moved} slots changed their owners while clocks jumped");
+    let names: Vec<&str> = victims.iter().map(|(victim, ..)| victim.as_str()).collect();
+    struck.what =
+        format!("set the clocks of {} a minute and two hours apart, let them drift", names.join(" and "));
+    if !turned.is_empty() {
+        struck.what += &format!("; new connections not taken: {}", turned.join(", "));
+    }
+    Ok(struck)
+}
+
+/// The time that a node tells, in seconds beyond this run's clock and some constant: when a token ends that it makes now.
+async fn told_s(stage: &Stage, node: &str) -> anyhow::Result<f64> {
+    let node = stage.cluster.nodes.get(node).with_context(|| format!("there is no node {node}"))?;
+    let address = node.clients().context("it takes no clients, so it tells no time")?;
+    let told_ms = client::log_in(address, USERS[0]).await?;
+    Ok(told_ms as f64 / 1e3 - stage.meter.now_us() as f64 / 1e6)
 }
 
 #[cfg(test)]

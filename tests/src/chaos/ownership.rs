@@ -9,6 +9,7 @@ use banyan_checker::{self as checker, How, Incarnation, SlotChange, Time};
 use banyan_proto::id::SlotId;
 use banyan_router::node::{Listing, Watched};
 use banyan_router::slot_key::SlotKey;
+use banyan_router::target::Target;
 use banyan_router_etcd::coordination::{Coordination as _, Event};
 use banyan_router_etcd::{Etcd, servers};
 use banyan_storage::log_store::SlotOwner;
@@ -34,6 +35,8 @@ struct Table {
     /// The run of each node that shows itself.
     nodes: BTreeMap<String, u128>,
     seen: BTreeMap<Named, (Time, How)>,
+    /// Who should own which slot.
+    target: Option<Arc<Target>>,
     frozen: bool,
     fresh: bool,
 }
@@ -90,14 +93,18 @@ impl Ownership {
         counts
     }
 
-    /// Whether every slot is owned by a run that shows itself.
+    /// Whether every slot is owned by a run that shows itself, the one that should own it.
     pub fn is_whole(&self, slots: u32) -> bool {
         let table = self.lock();
-        let lives = |key: &SlotKey| table.nodes.get(key.owner.as_str()) == Some(&key.incarnation.0);
+        let Some(target) = &table.target else { return false };
+        let lives = |(slot, key): (&u16, &SlotKey)| {
+            table.nodes.get(key.owner.as_str()) == Some(&key.incarnation.0)
+                && target.owner(SlotId(*slot)) == Some(&key.owner)
+        };
         table.fresh
             && !table.frozen
             && table.slots.len() == usize::try_from(slots).unwrap_or(usize::MAX)
-            && table.slots.values().all(lives)
+            && table.slots.iter().all(lives)
     }
 
     pub fn is_frozen(&self) -> bool {
@@ -124,13 +131,13 @@ impl Table {
     fn take(&mut self, at: Time, event: Event) {
         match event {
             Event::Listed(listing) => {
-                let Listing { slots, nodes, frozen, .. } = *listing;
+                let Listing { slots, nodes, target, frozen } = *listing;
                 for (slot, key) in slots {
                     self.slot(at, slot, Some(key));
                 }
                 self.nodes =
                     nodes.into_iter().map(|(node, entry)| (node.to_string(), entry.incarnation.0)).collect();
-                (self.frozen, self.fresh) = (frozen, true);
+                (self.target, self.frozen, self.fresh) = (target, frozen, true);
             }
             Event::Watched(Watched::Slot { slot, key }) => self.slot(at, slot, key),
             Event::Watched(Watched::Node { node, entry }) => {
@@ -140,7 +147,7 @@ impl Table {
                 };
             }
             Event::Watched(Watched::Frozen(frozen)) => self.frozen = frozen,
-            Event::Watched(Watched::Target(_)) => {}
+            Event::Watched(Watched::Target(target)) => self.target = target,
             Event::Gone => self.fresh = false,
         }
     }

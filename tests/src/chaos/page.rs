@@ -10,23 +10,32 @@ use super::report::{Report, Run};
 
 /// Pixels of a timeline.
 const WIDTH: f64 = 1_100.0;
-const LEFT: f64 = 60.0;
+const LEFT: f64 = 52.0;
 /// Heights of its parts: faults, latency, sends, owners.
-const FAULTS: f64 = 26.0;
-const PLOT: f64 = 120.0;
-const GAP: f64 = 18.0;
+const FAULTS: f64 = 54.0;
+const PLOT: f64 = 110.0;
+const GAP: f64 = 28.0;
+/// Free at the right.
+const RIGHT: f64 = 12.0;
 /// The width of a letter, about.
 const LETTER: f64 = 6.5;
+
+/// Faults of a run whose table is open at first.
+const HITS_SHOWN: usize = 12;
 
 /// For nodes, in the order of their names; then again.
 const COLOURS: [&str; 8] =
     ["#4e79a7", "#f28e2b", "#59a14f", "#e15759", "#76b7b2", "#edc948", "#b07aa1", "#9c755f"];
 
-const STYLE: &str = "body{font:14px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:1160px;padding:0 1rem;color:#1c1e21;background:#fff}\
-table{border-collapse:collapse;margin:1rem 0}td,th{padding:.25rem .7rem;border-bottom:1px solid #ddd;text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}th,td[style]{white-space:normal}\
-td:first-child,th:first-child{text-align:left}h1{font-size:1.4rem}h2{font-size:1.1rem;margin-top:2rem}.bad{color:#b3261e}.good{color:#1e7a34}\
-pre{white-space:pre-wrap;background:#f6f7f8;padding:.8rem;border-radius:.4rem}svg{width:100%;height:auto}svg text{font:11px system-ui,sans-serif;fill:#444}\
-@media(prefers-color-scheme:dark){body{color:#e6e6e6;background:#17181a}td,th{border-color:#333}pre{background:#222427}svg text{fill:#bbb}}";
+const STYLE: &str = ":root{--ink:#1c1e21;--soft:#5c6168;--line:#dfe2e6;--card:#f6f7f9;--back:#fff;--good:#1e7a34;--bad:#b3261e;--p50:#3b6ea8;--p99:#d9731a;--rate:#3f8f45;--fault:#d64545}\
+@media(prefers-color-scheme:dark){:root{--ink:#e8eaed;--soft:#a2a8b0;--line:#34383d;--card:#212427;--back:#17191b;--good:#6fcf87;--bad:#ff8a80;--p50:#7fb0e6;--p99:#ffac5f;--rate:#86cf8b;--fault:#ff7b7b}}\
+body{font:14px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:1160px;padding:0 1rem;color:var(--ink);background:var(--back)}\
+h1{font-size:1.5rem;margin:0 0 .5rem}h2{font-size:1.1rem;margin:2rem 0 .5rem}p{color:var(--soft);margin:.4rem 0}.good,.bad{font-weight:600;font-size:1.05rem}.bad{color:var(--bad)}.good{color:var(--good)}\
+.wide{overflow-x:auto}table{border-collapse:collapse;font-size:13px;min-width:100%}td,th{padding:.3rem .5rem;border-bottom:1px solid var(--line);text-align:right;vertical-align:top;font-variant-numeric:tabular-nums}\
+th{color:var(--soft);font-weight:500;vertical-align:bottom;line-height:1.25}td{white-space:nowrap}td:first-child,th:first-child,.text{text-align:left}td.text{white-space:normal;min-width:16rem}\
+.pair{display:flex;flex-wrap:wrap;gap:0 3rem}.pair>div{flex:1 1 22rem}pre{white-space:pre-wrap;background:var(--card);padding:.8rem;border-radius:.4rem}summary{cursor:pointer;color:var(--soft);margin:.6rem 0}\
+svg{width:100%;height:auto;background:var(--card);border-radius:.5rem}svg text{font:11px system-ui,sans-serif;fill:var(--soft)}svg .name{fill:var(--ink);font-weight:600}svg .grid{stroke:var(--line);stroke-width:1}\
+.p50{stroke:var(--p50)}.p99{stroke:var(--p99)}.rate{stroke:var(--rate)}.fault{fill:var(--fault)}svg text.t50{fill:var(--p50)}svg text.t99{fill:var(--p99)}svg text.tf{fill:var(--fault)}";
 
 /// The page.
 pub(super) fn html(report: &Report) -> String {
@@ -36,11 +45,11 @@ pub(super) fn html(report: &Report) -> String {
     );
     put(&mut page, &verdict(report));
     put(&mut page, &nemeses(report));
-    put(&mut page, &promises(report));
-    put(&mut page, &coverage(report));
     for (number, run) in (1..).zip(&report.runs) {
         put(&mut page, &self::run(number, run));
     }
+    let (promises, coverage) = (promises(report), coverage(report));
+    put(&mut page, &format!("<div class=\"pair\"><div>{promises}</div><div>{coverage}</div></div>"));
     page + "</html>\n"
 }
 
@@ -63,7 +72,7 @@ fn verdict(report: &Report) -> String {
         ("good", "0 lost, 0 duplicated, 0 reordered; no promise is broken")
     };
     format!(
-        "<p class=\"{class}\"><b>{words}</b></p><p>{} runs, {:.1} minutes, {strikes} faults, {acked} acked sends.</p>",
+        "<p class=\"{class}\">{words}</p><p>Runs: {}, {:.1} minutes, {strikes} faults, {acked} acked sends.</p>",
         report.runs.len(),
         seconds / 60.0
     )
@@ -71,29 +80,35 @@ fn verdict(report: &Report) -> String {
 
 /// One row for each nemesis.
 fn nemeses(report: &Report) -> String {
-    let mut table = "<h2>Faults</h2><table><tr><th>nemesis<th>times<th>rooms concerned<th>next acked send p50<th>p99<th>max\
-                     <th>longest send p50<th>p99<th>sends acked meanwhile<th>tries refused<th>connections lost<th>rooms without a send"
+    let mut table = "<h2>Faults</h2><div class=\"wide\"><table><tr><th>nemesis<th>lost / doubled / reordered<th>times<th>rooms<th>next acked send p50<th>p99<th>max\
+                     <th>longest send p99<th>acked meanwhile<th>fenced utterances<th>unknown outcomes<th>gaps repaired\
+                     <th>tries refused<th>connections lost<th>not taken<th>rooms silent"
         .to_owned();
     for (nemesis, sum) in report.by_nemesis() {
         let ms = |list: &[f64], percent| format!("{:.0} ms", percentile(list, percent));
         let cells = [
+            sum.verdict(),
             sum.strikes.to_string(),
             sum.next_ack_ms.len().to_string(),
             ms(&sum.next_ack_ms, 50.0),
             ms(&sum.next_ack_ms, 99.0),
             ms(&sum.next_ack_ms, 100.0),
-            ms(&sum.stall_ms, 50.0),
             ms(&sum.stall_ms, 99.0),
             sum.acks.to_string(),
+            sum.counter("fenced utterances").to_string(),
+            sum.counter("unknown outcomes").to_string(),
+            sum.counter("gap repairs").to_string(),
             sum.refused.to_string(),
             sum.lost.to_string(),
+            sum.turned_away.to_string(),
             sum.silent.to_string(),
         ];
         let _ok = write!(table, "<tr><td>{}<td>{}", nemesis.name(), cells.join("<td>")); // a string takes all
     }
     table
-        + "</table><p>Time to the next acked send of a room counts from the fault; a send's time from its first try to its ack, retries \
-             included. Faults that last (etcd, cuts, servers of the store) concern every room or those of the owner behind the cut.</p>"
+        + "</table></div><p>Time to the next acked send of a room counts from the fault; a send's time from its first try to its ack, retries \
+             included. Faults that last (etcd, cuts, servers of the store) concern every room or those of the owner behind the cut. A killed node is found out by \
+             two witnesses who are refused where it was, one killed unseen by its lease alone.</p>"
 }
 
 fn promises(report: &Report) -> String {
@@ -125,11 +140,15 @@ fn run(number: usize, run: &Run) -> String {
         run.seed, run.nodes, run.etcd, run.cql, run.slots
     );
     text += &timeline(run);
-    text += "<table><tr><th>at<th>for<th>what<th>next acked send p50<th>p99<th>sends beyond the usual p99: p50<th>p99<th>max<th>tries refused<th>connections lost";
+    let many = run.hits.len() > HITS_SHOWN;
+    if many {
+        let _ok = write!(text, "<details><summary>all {} faults</summary>", run.hits.len()); // a string takes all
+    }
+    text += "<div class=\"wide\"><table><tr><th>at<th>for<th class=\"text\">what<th>next acked send p50<th>p99<th>sends beyond the usual p99: p50<th>p99<th>max<th>tries refused<th>connections lost";
     for hit in &run.hits {
         let _ok = write!(
             text,
-            "<tr><td>{:.1} s<td>{:.1} s<td style=\"text-align:left\">{}: {}<td>{:.0} ms<td>{:.0} ms<td>{:.0} ms<td>{:.0} ms<td>{:.0} ms<td>{}<td>{}",
+            "<tr><td>{:.1} s<td>{:.1} s<td class=\"text\">{}: {}<td>{:.0} ms<td>{:.0} ms<td>{:.0} ms<td>{:.0} ms<td>{:.0} ms<td>{}<td>{}",
             hit.begun_s,
             hit.healed_s - hit.begun_s,
             hit.nemesis.name(),
@@ -143,7 +162,8 @@ fn run(number: usize, run: &Run) -> String {
             hit.lost
         );
     }
-    text += "</table><p>Processor time: ";
+    text += if many { "</table></div></details>" } else { "</table></div>" };
+    text += "<p>Share of one processor: ";
     let length = run.seconds.last().map_or(1.0, |last| last.at_s.max(1.0));
     let shares: Vec<String> = run
         .processor
@@ -161,8 +181,8 @@ fn run(number: usize, run: &Run) -> String {
 /// Faults, send latency, sends a second and owners over time.
 fn timeline(run: &Run) -> String {
     let end = run.seconds.last().map_or(1.0, |last| last.at_s).max(1.0);
-    let x = |s: f64| LEFT + (WIDTH - LEFT) * (s / end).clamp(0.0, 1.0);
-    let height = FAULTS + 3.0 * (PLOT + GAP) + GAP;
+    let x = |s: f64| LEFT + (WIDTH - LEFT - RIGHT) * (s / end).clamp(0.0, 1.0);
+    let height = FAULTS + 3.0 * (PLOT + GAP);
     let mut svg = format!("<svg viewBox=\"0 0 {WIDTH} {height}\" role=\"img\" aria-label=\"timeline\">");
     for (at, hit) in run.hits.iter().enumerate() {
         let (from, to) = (x(hit.begun_s), x(hit.healed_s));
@@ -174,35 +194,48 @@ fn timeline(run: &Run) -> String {
         let title = escape(&format!("{}: {}", hit.nemesis.name(), hit.what));
         let _ok = write!(
             svg,
-            "<g><title>{title}</title><rect x=\"{from:.1}\" y=\"0\" width=\"{width:.1}\" height=\"{:.1}\" fill=\"#e15759\" opacity=\".13\"/>\
-             <rect x=\"{from:.1}\" y=\"4\" width=\"{width:.1}\" height=\"8\" fill=\"#e15759\"/><text x=\"{from:.1}\" y=\"23\">{}</text></g>",
-            height - GAP,
+            "<g><title>{title}</title><rect x=\"{from:.1}\" y=\"12\" width=\"{width:.1}\" height=\"{:.1}\" class=\"fault\" opacity=\".12\"/>\
+             <rect x=\"{from:.1}\" y=\"8\" width=\"{width:.1}\" height=\"5\" rx=\"2\" class=\"fault\"/><text x=\"{from:.1}\" y=\"26\" class=\"tf\">{}</text></g>",
+            height - GAP - 12.0,
             name
         );
     }
     let mut top = FAULTS;
     // Latency spans milliseconds to a minute: in powers of ten.
     let latency = |ms: f64| (ms.max(1.0).log10() / 5.0).clamp(0.0, 1.0);
-    svg += &axis(top, "ack, ms", &[(0.0, "1"), (0.4, "100"), (0.8, "10 s")]);
-    for (colour, value) in [("#f28e2b", 1), ("#4e79a7", 0)] {
+    svg += &axis(
+        top,
+        "from first try to ack",
+        &[(0.0, "1 ms"), (0.2, "10 ms"), (0.4, "100 ms"), (0.6, "1 s"), (0.8, "10 s")],
+    );
+    // A string takes all.
+    let _ok = write!(
+        svg,
+        "<text x=\"{0}\" y=\"{2:.1}\" class=\"t50\">p50</text><text x=\"{1}\" y=\"{2:.1}\" class=\"t99\">p99</text>",
+        LEFT + 130.0,
+        LEFT + 160.0,
+        top - 5.0
+    );
+    for (class, value) in [("p99", 1), ("p50", 0)] {
         // Where nothing was acked there is nothing to draw.
         for seconds in run.seconds.split(|second| second.sends_per_s == 0.0) {
             let points = seconds.iter().map(|second| {
                 let ms = if value == 1 { second.p99_ms } else { second.p50_ms };
                 (x(second.at_s), top + PLOT * (1.0 - latency(ms)))
             });
-            svg += &line(points, colour);
+            svg += &line(points, class);
         }
     }
     top += PLOT + GAP;
     let most = run.seconds.iter().map(|second| second.sends_per_s).fold(1.0, f64::max);
-    svg += &axis(top, "sends/s", &[(0.0, "0"), (1.0, &format!("{most:.0}"))]);
+    svg +=
+        &axis(top, "acked sends a second (dots: tries refused)", &[(0.0, "0"), (1.0, &format!("{most:.0}"))]);
     let sends = run.seconds.iter().map(|s| (x(s.at_s), top + PLOT * (1.0 - s.sends_per_s / most)));
-    svg += &line(sends, "#59a14f");
+    svg += &line(sends, "rate");
     for second in run.seconds.iter().filter(|second| second.refused > 0) {
         let _ok = write!(
             svg,
-            "<circle cx=\"{:.1}\" cy=\"{:.1}\" r=\"2\" fill=\"#e15759\"><title>{} tries refused</title></circle>",
+            "<circle cx=\"{:.1}\" cy=\"{:.1}\" r=\"2.5\" class=\"fault\"><title>{} tries refused</title></circle>",
             x(second.at_s),
             top + PLOT,
             second.refused
@@ -213,7 +246,12 @@ fn timeline(run: &Run) -> String {
     let mut at = 0.0;
     let step = [10.0, 30.0, 60.0, 300.0].into_iter().find(|step| end / step <= 24.0).unwrap_or(600.0);
     while at <= end {
-        let _ok = write!(svg, "<text x=\"{:.1}\" y=\"{:.1}\">{at:.0} s</text>", x(at), height - 4.0);
+        let _ok = write!(
+            svg,
+            "<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{at:.0} s</text>",
+            x(at),
+            height - 9.0
+        );
         at += step;
     }
     svg + "</svg>"
@@ -225,7 +263,7 @@ fn owners(run: &Run, top: f64, x: &dyn Fn(f64) -> f64) -> String {
     nodes.sort();
     nodes.dedup();
     let slots = f64::from(run.slots.max(1));
-    let mut svg = axis(top, "slots", &[(0.0, "0"), (1.0, &run.slots.to_string())]);
+    let mut svg = axis(top, "owners of slots", &[(0.0, "0"), (1.0, &run.slots.to_string())]);
     let mut below = vec![0.0; run.seconds.len()];
     for (number, node) in nodes.into_iter().enumerate() {
         let colour = COLOURS[number % COLOURS.len()];
@@ -242,10 +280,10 @@ fn owners(run: &Run, top: f64, x: &dyn Fn(f64) -> f64) -> String {
         let name = escape(node);
         let _ok = write!(
             svg,
-            "<polygon points=\"{points}\" fill=\"{colour}\" opacity=\".8\"><title>{name}</title></polygon>\
-             <text x=\"{:.1}\" y=\"{:.1}\" style=\"fill:{colour}\">{name}</text>",
-            LEFT + 40.0 * number as f64,
-            top - 3.0
+            "<polygon points=\"{points}\" fill=\"{colour}\" opacity=\".75\"><title>{name}</title></polygon>\
+             <text x=\"{:.1}\" y=\"{:.1}\" style=\"fill:{colour};font-weight:600\">{name}</text>",
+            LEFT + 110.0 + 40.0 * number as f64,
+            top - 5.0
         );
         for (at, below) in below.iter_mut().enumerate() {
             *below += own(at);
@@ -255,24 +293,25 @@ fn owners(run: &Run, top: f64, x: &dyn Fn(f64) -> f64) -> String {
 }
 
 fn axis(top: f64, name: &str, marks: &[(f64, &str)]) -> String {
-    let mut svg = format!("<text x=\"0\" y=\"{:.1}\">{name}</text>", top + PLOT / 2.0);
+    let mut svg = format!("<text x=\"{LEFT}\" y=\"{:.1}\" class=\"name\">{name}</text>", top - 5.0);
     for (share, mark) in marks {
         let y = top + PLOT * (1.0 - share);
         let _ok = write!(
             svg,
-            "<line x1=\"{LEFT}\" x2=\"{WIDTH}\" y1=\"{y:.1}\" y2=\"{y:.1}\" stroke=\"#888\" stroke-width=\".4\"/>\
+            "<line x1=\"{LEFT}\" x2=\"{:.1}\" y1=\"{y:.1}\" y2=\"{y:.1}\" class=\"grid\"/>\
              <text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">{mark}</text>",
-            LEFT - 4.0,
+            WIDTH - RIGHT,
+            LEFT - 6.0,
             y + 4.0
         );
     }
     svg
 }
 
-fn line(points: impl Iterator<Item = (f64, f64)>, colour: &str) -> String {
+fn line(points: impl Iterator<Item = (f64, f64)>, class: &str) -> String {
     let points: Vec<String> = points.map(|(x, y)| format!("{x:.1},{y:.1}")).collect();
     format!(
-        "<polyline points=\"{}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"1.2\"/>",
+        "<polyline points=\"{}\" fill=\"none\" class=\"{class}\" stroke-width=\"1.6\" stroke-linejoin=\"round\"/>",
         points.join(" ")
     )
 }

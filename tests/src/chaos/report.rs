@@ -6,7 +6,7 @@
 use anyhow::Context;
 use banyan_checker::{self as checker, Coverage, Demand};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
@@ -67,6 +67,12 @@ pub struct Hit {
     pub refused: BTreeMap<String, u64>,
     /// Connections that ended or fell silent.
     pub lost: u64,
+    /// Connections that were not taken, since the token was not good there.
+    #[serde(default)]
+    pub turned_away: u64,
+    /// What the nodes counted meanwhile.
+    #[serde(default)]
+    pub counters: BTreeMap<String, u64>,
     /// 99 of 100 sends were faster just before.
     #[serde(default)]
     pub undisturbed_p99_ms: f64,
@@ -178,6 +184,83 @@ pub struct Sum {
     pub acks: u64,
     pub refused: u64,
     pub lost: u64,
+    pub turned_away: u64,
+    pub counters: BTreeMap<String, u64>,
+    /// Runs in which it struck, and those of them in which something was wrong: a promise, or anything else.
+    pub runs: usize,
+    pub broken: usize,
+}
+
+impl Sum {
+    pub fn counter(&self, name: &str) -> u64 {
+        self.counters.get(name).copied().unwrap_or_default()
+    }
+
+    /// In a few words.
+    pub fn verdict(&self) -> String {
+        match self.broken {
+            0 => "0/0/0".to_owned(),
+            broken => format!("{broken} of {} runs broken", self.runs),
+        }
+    }
+
+    fn written(&self, nemesis: Nemesis) -> Written {
+        let [next_ack_ms, longest_send_ms] = [&self.next_ack_ms, &self.stall_ms].map(|list| Percentiles {
+            n: list.len() as u64,
+            p50: percentile(list, 50.0),
+            p99: percentile(list, 99.0),
+            max: percentile(list, 100.0),
+        });
+        Written {
+            nemesis,
+            times: self.strikes,
+            next_ack_ms,
+            longest_send_ms,
+            rooms_without_a_send: self.silent,
+            sends_acked: self.acks,
+            tries_refused: self.refused,
+            connections_lost: self.lost,
+            connections_not_taken: self.turned_away,
+            counters: self.counters.clone(),
+            runs: self.runs,
+            runs_broken: self.broken,
+        }
+    }
+}
+
+/// A nemesis' line in `report.json`.
+#[derive(Debug, Serialize)]
+struct Written {
+    nemesis: Nemesis,
+    times: usize,
+    /// Of each room concerned: from the fault to the next acked send.
+    next_ack_ms: Percentiles,
+    longest_send_ms: Percentiles,
+    rooms_without_a_send: u64,
+    sends_acked: u64,
+    tries_refused: u64,
+    connections_lost: u64,
+    connections_not_taken: u64,
+    counters: BTreeMap<String, u64>,
+    runs: usize,
+    runs_broken: usize,
+}
+
+#[derive(Debug, Serialize)]
+struct Percentiles {
+    n: u64,
+    p50: f64,
+    p99: f64,
+    max: f64,
+}
+
+/// What `report.json` holds; only the runs are read again.
+#[derive(Debug, Serialize)]
+struct Summed<'a> {
+    nemeses: Vec<Written>,
+    coverage: Coverage,
+    broken: bool,
+    runs: &'a [Run],
 }
 
 impl Report {
@@ -200,7 +283,9 @@ impl Report {
                 .and_then(|()| fs::rename(&new, &path))
                 .with_context(|| format!("cannot write {}", path.display()))
         };
-        put("report.json", &serde_json::to_vec(self)?)?;
+        let nemeses = self.by_nemesis().iter().map(|(nemesis, sum)| sum.written(*nemesis)).collect();
+        let (coverage, broken, runs) = (self.coverage(), self.is_broken(), &self.runs[..]);
+        put("report.json", &serde_json::to_vec(&Summed { nemeses, coverage, broken, runs })?)?;
         put("report.html", page::html(self).as_bytes())
     }
 
@@ -227,6 +312,18 @@ impl Report {
             sum.acks += hit.acks;
             sum.refused += hit.refused.values().sum::<u64>();
             sum.lost += hit.lost;
+            sum.turned_away += hit.turned_away;
+            for (name, counted) in &hit.counters {
+                *sum.counters.entry(name.clone()).or_default() += counted;
+            }
+        }
+        for run in &self.runs {
+            let struck: BTreeSet<Nemesis> = run.hits.iter().map(|hit| hit.nemesis).collect();
+            for nemesis in struck {
+                let sum = sums.entry(nemesis).or_default();
+                sum.runs += 1;
+                sum.broken += usize::from(run.is_broken());
+            }
         }
         for sum in sums.values_mut() {
             sum.next_ack_ms.sort_by(f64::total_cmp);
@@ -284,6 +381,8 @@ mod tests {
             acks,
             refused: [("108".to_owned(), 2)].into(),
             lost: 1,
+            turned_away: 0,
+            counters: [("fenced utterances".to_owned(), 3)].into(),
             undisturbed_p99_ms: 9.0,
             sends: Excess::of(&[5.0, 9.5, 30.0], 9.0),
             moved: None,
@@ -323,6 +422,11 @@ mod tests {
         let sums = report.by_nemesis();
         let sum = &sums[&Nemesis::Kill];
         assert_eq!((sum.strikes, sum.acks, sum.refused, sum.next_ack_ms.len()), (2, 800, 4, 4));
+        assert_eq!((sum.counter("fenced utterances"), sum.runs, sum.broken), (6, 2, 0));
+        let text = fs::read(directory.path().join("report.json")).unwrap();
+        let written: serde_json::Value = serde_json::from_slice(&text).unwrap();
+        assert_eq!(written["nemeses"][0]["nemesis"], "kill");
+        assert_eq!(written["nemeses"][0]["next_ack_ms"]["p99"], 3_000.0);
         assert_eq!(report.coverage().acked, 800);
         assert!(report.missing(false).is_empty(), "{:?}", report.missing(false));
         let all = report.missing(true);

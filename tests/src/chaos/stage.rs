@@ -14,6 +14,7 @@ use super::meter::Meter;
 use super::nemesis::Lengths;
 use super::ownership::Ownership;
 use crate::cluster::{Cluster, NodePlan};
+use crate::crash::client::{self, ConnectError, Connection};
 use crate::crash::load::{Orders, Phase};
 use crate::crash::recorder::Recorder;
 use crate::random::Random;
@@ -33,6 +34,8 @@ pub struct Stage {
     pub(super) joiner_roles: &'static str,
     pub(super) slots: SlotCount,
     pub(super) rooms: Vec<String>,
+    /// Who has signed up.
+    pub(super) user: client::User,
     pub(super) orders: watch::Sender<Orders>,
     pub(super) random: Random,
 }
@@ -91,6 +94,17 @@ impl Stage {
         node.process.stop().await?;
         self.look();
         Ok(())
+    }
+
+    /// Why a gateway does not take a token that is good elsewhere, if it does not. `None` also where clients do not come to it.
+    pub async fn refuses_tokens(&self, node: &str) -> anyhow::Result<Option<String>> {
+        let node = self.cluster.nodes.get(node).with_context(|| format!("there is no node {node}"))?;
+        let Some(address) = node.clients() else { return Ok(None) };
+        match Connection::open(address, &self.user.token).await {
+            Ok(_) => Ok(None),
+            Err(ConnectError::Refused(why)) => Ok(Some(why)),
+            Err(ConnectError::Away(why)) => Err(why.context("a gateway whose clock has jumped is away")),
+        }
     }
 
     fn tell_clients(&self) {

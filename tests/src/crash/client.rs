@@ -140,11 +140,27 @@ pub struct User {
     pub token: String,
 }
 
+/// The password of every user.
+const PASSWORD: &str = "correct horse battery staple 7";
+
 /// Signs a new user up.
 pub async fn sign_up(address: SocketAddr, username: &str) -> anyhow::Result<User> {
-    let body = json!({ "username": username, "password": "correct horse battery staple 7" }).to_string();
+    let user = come_in(address, "signup", 201, username).await?;
+    let text =
+        |name: &str| user[name].as_str().map(str::to_owned).with_context(|| format!("signup: no {name}"));
+    Ok(User { id: text("user")?, token: text("token")? })
+}
+
+/// Logs a user in; when the token expires, in milliseconds since 1970.
+pub async fn log_in(address: SocketAddr, username: &str) -> anyhow::Result<u64> {
+    let user = come_in(address, "login", 200, username).await?;
+    user["expires_at"].as_u64().context("login: no expires_at")
+}
+
+async fn come_in(address: SocketAddr, how: &str, good: u16, username: &str) -> anyhow::Result<Value> {
+    let body = json!({ "username": username, "password": PASSWORD }).to_string();
     let request = format!(
-        "POST /v1/signup HTTP/1.1\r\nHost: {address}\r\nContent-Type: application/json\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
+        "POST /v1/{how} HTTP/1.1\r\nHost: {address}\r\nContent-Type: application/json\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
         body.len()
     );
     let exchange = async {
@@ -154,11 +170,12 @@ pub async fn sign_up(address: SocketAddr, username: &str) -> anyhow::Result<User
         stream.take(64 * 1024).read_to_end(&mut answer).await?;
         anyhow::Ok(String::from_utf8(answer)?)
     };
-    let answer = tokio::time::timeout(PATIENCE, exchange).await.context("signup takes too long")??;
-    ensure!(answer.starts_with("HTTP/1.1 201"), "signup of {username} was answered with:\n{answer}");
+    let answer = tokio::time::timeout(PATIENCE, exchange).await;
+    let answer = answer.with_context(|| format!("{how} takes too long"))??;
+    ensure!(
+        answer.starts_with(&format!("HTTP/1.1 {good}")),
+        "{how} of {username} was answered with:\n{answer}"
+    );
     let json = answer.find('{').zip(answer.rfind('}')).and_then(|(from, to)| answer.get(from..=to));
-    let user: Value = serde_json::from_str(json.context("signup was answered without JSON")?)?;
-    let text =
-        |name: &str| user[name].as_str().map(str::to_owned).with_context(|| format!("signup: no {name}"));
-    Ok(User { id: text("user")?, token: text("token")? })
+    Ok(serde_json::from_str(json.with_context(|| format!("{how} was answered without JSON"))?)?)
 }

@@ -49,11 +49,13 @@ pub struct Manner {
     pub pace: Option<Duration>,
     /// A server that owes an answer, or is silent, for so long is left.
     pub patience: Duration,
+    /// One that refuses the token is left, too, as if it were away: its clock may be wrong. Else that is an error.
+    pub elsewhere_if_refused: bool,
 }
 
 impl Default for Manner {
     fn default() -> Self {
-        Self { pace: None, patience: PATIENCE }
+        Self { pace: None, patience: PATIENCE, elsewhere_if_refused: false }
     }
 }
 
@@ -63,6 +65,8 @@ pub trait Observer: Send + Sync {
     fn acked(&self, room: &str, first_try: Instant, again: bool);
     /// A try was answered with an error.
     fn refused(&self, _code: u16) {}
+    /// A server did not take the token, and the client went elsewhere.
+    fn turned_away(&self) {}
     /// A connection ended that the client had not given up: the server closed it or is gone, or was silent for too long.
     fn lost(&self) {}
 }
@@ -194,6 +198,12 @@ impl Sender {
             let opened = Connection::open_within(self.manner.patience, gateway, &self.user.token).await;
             let mut connection = match opened {
                 Ok(connection) => connection,
+                Err(ConnectError::Refused(_)) if self.manner.elsewhere_if_refused => {
+                    observer.turned_away();
+                    lost += 1;
+                    sleep(RETRY).await;
+                    continue;
+                }
                 Err(ConnectError::Refused(why)) => {
                     return Err(format!("sender {}: its token is refused: {why}", self.number));
                 }
@@ -433,6 +443,7 @@ impl Subscriber {
                         Err(_) => {}
                     }
                 }
+                Err(ConnectError::Refused(_)) if self.manner.elsewhere_if_refused => {}
                 Err(ConnectError::Refused(why)) => {
                     return Err(format!("subscriber {}: its token is refused: {why}", self.number));
                 }
