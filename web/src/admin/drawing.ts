@@ -15,6 +15,10 @@ const PULSE_MS = 900;
 const MARGIN = 16;
 /** Smallest cell that gets lines around it, in pixels. */
 const LINED = 4;
+/** By how much cells overlap that get none. */
+const SEAM = 0.4;
+/** Smallest cell whose pattern can be seen. */
+const PATTERNED = 3;
 /** Hubs that have their names beside them. */
 const NAMED_MAX = 10;
 
@@ -174,7 +178,9 @@ export class Drawing {
   /** One cell as `owner` would have it. */
   private cell(pen: CanvasRenderingContext2D, slot: number, owner: number, colours: { panel: string; empty: string; text: string }): void {
     const { inner, outer, from, to } = this.geometry.cell(slot);
-    slice(pen, inner, outer, from, to);
+    // cells without lines between them overlap a little, or the old colour would shine through the seams
+    const seam = this.geometry.depth < LINED ? SEAM : 0;
+    slice(pen, inner - seam, outer + seam, from - seam / outer, to + seam / outer);
     pen.fillStyle = colours.panel;
     pen.fill();
     pen.globalAlpha = this.strength(owner);
@@ -191,7 +197,7 @@ export class Drawing {
   }
 
   private pattern(pen: CanvasRenderingContext2D, slot: number, owner: number): void {
-    if (owner === NOBODY) return;
+    if (owner === NOBODY || this.geometry.depth < PATTERNED) return;
     const { pattern, ink } = mark(owner);
     const { inner, outer, from, to } = this.geometry.cell(slot);
     if (pattern === "plain") return;

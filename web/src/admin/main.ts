@@ -202,7 +202,7 @@ class View {
           h("h2", { id: "nodes-title" }, "Nodes"),
           h(
             "div",
-            { class: "scroll", tabindex: "0", role: "region", "aria-labelledby": "nodes-title" },
+            { class: "scroll", tabindex: "0", role: "group", "aria-label": "Table of nodes" },
             h("table", {}, h("thead", {}, h("tr", {}, ...COLUMNS.map((name) => h("th", { scope: "col" }, name)))), this.rows),
           ),
           h("p", { class: "soft small" }, "Choose a node to see its slots alone. Each node measures what it bears itself and shows it on its own ops port."),
