@@ -34,7 +34,6 @@ await run("admin-cluster", async ({ step, person }) => {
     await page.keyboard.press("Enter");
     await page.getByRole("button", { name: "b", exact: true }).waitFor();
     await eventually("each has its half", async () => (await owned("a")) === (await owned("b")) && (await owned("a")) > 0, MOVE_MS);
-    check((await flown()) === 0, "slots flew that did not move");
     await page.getByLabel("Room, user or slot").fill("general");
     await page.keyboard.press("Enter");
     await page.locator(".found dl").waitFor();
