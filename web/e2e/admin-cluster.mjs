@@ -41,13 +41,14 @@ await run("admin-cluster", async ({ step, person }) => {
 
   await step("a third one joins: slots are seen on their way, and fly to it", async () => {
     const all = (await owned("a")) + (await owned("b"));
+    // the second one may have come a moment ago
+    await eventually("nothing moves", async () => page.getByText(/ 0 moving(?!.*without)/).isVisible(), MOVE_MS);
+    const before = await flown();
     await tell("ADD-NODE");
     await page.getByRole("button", { name: "c", exact: true }).waitFor({ timeout: MOVE_MS });
-    await eventually("slots fly", async () => (await flown()) > 0, MOVE_MS);
-    if (picture) {
-      await page.waitForTimeout(450); // in mid-flight
-      await page.screenshot({ path: picture });
-    }
+    await eventually("slots fly", async () => (await flown()) > before && (await owned("c")) > 0, MOVE_MS);
+    // in mid-flight
+    if (picture) await page.screenshot({ path: picture, fullPage: true });
     const third = Math.floor(all / 3);
     await eventually("it has its third", async () => (await owned("c")) >= third - 1 && (await page.getByText(/ 0 moving/).isVisible()), MOVE_MS);
     check((await owned("a")) + (await owned("b")) + (await owned("c")) === all, "slots are missing");

@@ -47,9 +47,10 @@ test("what is said is what a person would want to hear", () => {
     "Node a is stopping.", "Node c has joined.", "Node b is gone.", "etcd does not answer: what is shown may be old.", "1 slot is moving.",
   ]);
   assert.deepEqual(news(joined, told({ changed: [] }, { nodes })), ["etcd answers again.", "Every slot is where it should be."]);
-  assert.deepEqual(news(before, told({ changed: [] }, { without_owner: 2, frozen: true })), [
-    "The ring is frozen: no slot changes its owner.", "2 slots without an owner.",
-  ]);
+  const frozen = told({ changed: [] }, { without_owner: 2, frozen: true });
+  assert.deepEqual(news(before, frozen), ["The ring is frozen: no slot changes its owner.", "2 slots without an owner."]);
+  assert.deepEqual(news(frozen, told({ changed: [] }, { without_owner: 1, frozen: true })), []);
+  assert.deepEqual(news(frozen, before), ["The ring is no longer frozen.", "Every slot has an owner."]);
 });
 
 test("every slot has a place of its own, and is found there", () => {

@@ -91,7 +91,11 @@ export class Drawing {
     }
     const pen = this.pen(this.ground);
     const colours = this.colours();
-    if (pen) for (const slot of touched) this.cell(pen, slot, this.ring.owner[slot] ?? NOBODY, colours);
+    if (pen) {
+      for (const slot of touched) this.cell(pen, slot, this.ring.owner[slot] ?? NOBODY, colours);
+      // their neighbours may have been drawn over the frames
+      if (touched.length > 0) for (const slot of this.ring.pinned) this.pin(pen, slot, colours.text);
+    }
     this.wake();
   }
 

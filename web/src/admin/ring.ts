@@ -121,7 +121,8 @@ export function news(before: Told | null, now: Told): string[] {
     if (before.frozen !== now.frozen) said.push(now.frozen ? "The ring is frozen: no slot changes its owner." : "The ring is no longer frozen.");
     if (before.fresh !== now.fresh) said.push(now.fresh ? "etcd answers again." : "etcd does not answer: what is shown may be old.");
   }
-  if (now.without_owner > 0 && now.without_owner !== before?.without_owner) said.push(`${slots(now.without_owner)} without an owner.`);
+  if (now.without_owner > 0 && (before?.without_owner ?? 0) === 0) said.push(`${slots(now.without_owner)} without an owner.`);
+  if (before && before.without_owner > 0 && now.without_owner === 0) said.push("Every slot has an owner.");
   if (now.moving > 0 && (before?.moving ?? 0) === 0) said.push(now.moving === 1 ? "1 slot is moving." : `${now.moving} slots are moving.`);
   if (before && before.moving > 0 && now.moving === 0 && now.without_owner === 0) said.push("Every slot is where it should be.");
   return said;
