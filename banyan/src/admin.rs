@@ -116,7 +116,7 @@ impl Admin {
                 "there are /admin, /admin/ring.json, /admin/where?room=ID\n",
             );
         }
-        if let Err(refused) = self.authorize(token, headers, from) {
+        if let Some(refused) = self.refusal(token, headers, from) {
             return refused;
         }
         let question = match question(path, uri.query().unwrap_or_default()) {
@@ -132,12 +132,8 @@ impl Admin {
         })
     }
 
-    fn authorize(
-        &self,
-        token: &Token,
-        headers: &HeaderMap,
-        from: IpAddr,
-    ) -> Result<(), Response<Full<Bytes>>> {
+    /// What is answered to who may not look.
+    fn refusal(&self, token: &Token, headers: &HeaderMap, from: IpAddr) -> Option<Response<Full<Bytes>>> {
         let now_ms = u64::try_from(self.0.began.elapsed().as_millis()).unwrap_or(u64::MAX);
         let mut attempts = self.0.attempts.lock().unwrap_or_else(PoisonError::into_inner);
         if let Err(wait_ms) = attempts.may_try(now_ms, from) {
@@ -145,12 +141,12 @@ impl Admin {
             let words = format!("too many wrong tokens from this address: try again in {seconds} s");
             let mut refused = wrong(StatusCode::TOO_MANY_REQUESTS, &words);
             refused.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
-            return Err(refused);
+            return Some(refused);
         }
         let offered = headers.get(AUTHORIZATION).map(HeaderValue::as_bytes);
         let offered = offered.and_then(|value| value.strip_prefix(b"Bearer "));
         let words = match offered {
-            Some(offered) if token.is(offered) => return Ok(()),
+            Some(offered) if token.is(offered) => return None,
             Some(_) => {
                 attempts.was_wrong(now_ms, from);
                 drop(attempts);
@@ -162,7 +158,7 @@ impl Admin {
         };
         let mut refused = wrong(StatusCode::UNAUTHORIZED, words);
         refused.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
-        Err(refused)
+        Some(refused)
     }
 }
 
