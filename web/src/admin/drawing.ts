@@ -282,8 +282,8 @@ export class Drawing {
     for (const flight of this.flights) {
       if (now < flight.begins) this.cell(pen, flight.slot, flight.from, colours);
     }
-    for (const hub of hubs) this.hub(pen, hub, colours, hubs.length);
     for (const flight of this.flights) this.fly(pen, flight, (now - flight.begins) / FLIGHT_MS, hubs);
+    for (const hub of hubs) this.hub(pen, hub, colours, hubs.length);
     if (this.shown !== null && this.shown < this.ring.owner.length) this.point(pen, this.shown, colours.text, hubs);
     if (this.flights.length > 0 || (moving && !this.still.matches)) this.wake();
   }
@@ -291,10 +291,10 @@ export class Drawing {
   /** A slot that goes elsewhere shows inside where. */
   private waiting(pen: CanvasRenderingContext2D, slot: number, beat: number): void {
     const { inner, outer, from, to } = this.geometry.cell(slot);
-    const edge = (outer - inner) * 0.28;
-    const turn = (to - from) * 0.28;
+    const edge = (outer - inner) * 0.22;
+    const turn = (to - from) * 0.22;
     slice(pen, inner + edge, outer - edge, from + turn, to - turn);
-    pen.globalAlpha = 0.25 + 0.75 * beat;
+    pen.globalAlpha = 0.5 + 0.5 * beat;
     pen.fillStyle = mark(this.ring.wanted[slot] ?? 0).colour;
     pen.fill();
     pen.globalAlpha = 1;
