@@ -1,4 +1,4 @@
-// Bundles the page into dist/, which is checked in: the binary embeds it, and building the binary never runs Node.
+// Bundles the two pages into dist/, which is checked in: the binary embeds it, and building the binary never runs Node.
 // The same sources and the same lockfile give the same bytes; `--verify` compares instead of writing.
 import { readFileSync, mkdirSync, readdirSync, rmSync, writeFileSync, existsSync } from "node:fs";
 import { dirname, join, relative } from "node:path";
@@ -18,9 +18,11 @@ const options = {
   write: false,
   logLevel: "warning",
 };
-const [js, css] = await Promise.all([
+const [js, css, adminJs, adminCss] = await Promise.all([
   build({ ...options, entryPoints: ["src/main.ts"], format: "iife" }),
   build({ ...options, entryPoints: ["src/app.css"] }),
+  build({ ...options, entryPoints: ["src/admin/main.ts"], format: "iife" }),
+  build({ ...options, entryPoints: ["src/admin/admin.css"] }),
 ]);
 
 const files = new Map([
@@ -28,6 +30,9 @@ const files = new Map([
   ["assets/app.js", Buffer.from(js.outputFiles[0].contents)],
   ["assets/app.css", Buffer.from(css.outputFiles[0].contents)],
   ["assets/icon.svg", readFileSync(join(here, "src/icon.svg"))],
+  ["admin/index.html", readFileSync(join(here, "src/admin/index.html"))],
+  ["admin/admin.js", Buffer.from(adminJs.outputFiles[0].contents)],
+  ["admin/admin.css", Buffer.from(adminCss.outputFiles[0].contents)],
 ]);
 
 if (process.argv.includes("--verify")) {

@@ -65,12 +65,15 @@ const LASTED: Duration = Duration::from_secs(60);
 /// How often the files of certificates are looked at.
 const TLS_LOOK: Duration = Duration::from_secs(5);
 
+/// How the newest run of this node is spoken to, once there is one.
+pub(crate) type CurrentRun = Arc<Mutex<Option<RunnerHandle>>>;
+
 /// A node's place in a cluster.
 #[derive(Debug)]
 pub(crate) struct Cluster {
     board: Switchboard,
     status: watch::Receiver<Status>,
-    run: Arc<Mutex<Option<RunnerHandle>>>,
+    run: CurrentRun,
     leaving: CancellationToken,
     stop: CancellationToken,
     runs: JoinHandle<Result<(), Failure>>,
@@ -217,6 +220,11 @@ impl Cluster {
             | Status::Failed
             | Status::Run(Standing::Up | Standing::Draining | Standing::Left) => None,
         }
+    }
+
+    /// For those who only look.
+    pub(crate) fn current_run(&self) -> CurrentRun {
+        Arc::clone(&self.run)
     }
 
     /// Whether an operator has drained this node, as far as its run has heard.

@@ -1,5 +1,6 @@
 //! `banyan`: the server and the commands of those who use it.
 
+mod admin;
 mod certs_cmd;
 mod cli;
 mod cluster;
@@ -20,6 +21,7 @@ mod readiness;
 mod ring_cmd;
 mod schema_cmd;
 mod serve;
+mod shares;
 mod table;
 mod telemetry;
 mod token_cmd;

@@ -57,6 +57,12 @@ impl Metrics {
         Ok(Self { recorder, process: Process::describe() })
     }
 
+    /// A recorder that nobody records to.
+    #[cfg(test)]
+    pub(crate) fn not_installed() -> Self {
+        Self { recorder: PrometheusBuilder::new().build_recorder().handle(), process: Process::describe() }
+    }
+
     /// Everything, in Prometheus' text format.
     pub(crate) fn render(&self) -> String {
         self.process.record();

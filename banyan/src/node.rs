@@ -21,6 +21,7 @@ use banyan_router::{SlotCount, slot_of};
 use banyan_router_etcd::Etcd;
 use tokio::task::JoinHandle;
 
+use crate::admin::Source;
 use crate::cluster::{self, Cluster};
 use crate::config::Config;
 use crate::failure::{Exit, Failure, words};
@@ -120,6 +121,20 @@ impl Node {
             Owners::Cluster(cluster) => cluster.degraded(),
         };
         ring.or_else(|| self.store.degraded())
+    }
+
+    /// Where the admin page sees the ring.
+    pub(crate) fn ring(&self, config: &Config) -> Source {
+        match &self.owners {
+            Owners::Alone(alone) => Source::Alone {
+                node: config.server.node_id.clone(),
+                address: self.clients.map(|address| address.to_string()).unwrap_or_default(),
+                tenure: alone.tenure,
+            },
+            Owners::Cluster(cluster) => {
+                Source::Cluster { name: config.cluster.name.clone(), run: cluster.current_run() }
+            }
+        }
     }
 
     /// Whether an operator has drained it.

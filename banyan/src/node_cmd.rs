@@ -9,7 +9,8 @@ use serde::Serialize;
 use crate::cli::{NodeCommand, NodeDrain};
 use crate::failure::Failure;
 use crate::output;
-use crate::ring_cmd::{NodeRow, Opened, State, apply, block, count_of, drained, print, wait_until};
+use crate::ring_cmd::{Opened, State, apply, block, count_of, drained, print, wait_until};
+use crate::shares::NodeRow;
 use crate::table::{Column, table};
 
 /// Of an incarnation, in tables: enough to tell runs of one node apart.

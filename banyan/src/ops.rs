@@ -1,10 +1,12 @@
-//! The ops port: `/livez`, `/readyz`, `/metrics`.
+//! The ops port: `/livez`, `/readyz`, `/metrics`, and the admin page.
 //!
 //! Always holds: at most [`CONNECTIONS_MAX`] connections; the next waits in the system's queue. A connection carries one
 //! request and lives no longer than [`CONNECTION_DEADLINE`], so nobody can hold the port by being slow.
-//! Does not: serve clients, or ask who is asking; the address that it listens on decides who can reach it.
+//! Does not: serve clients, or ask who is asking; the address that it listens on decides who can reach it. The admin page
+//! alone asks for a token.
 
 use std::convert::Infallible;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,6 +24,7 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::admin::Admin;
 use crate::metrics::Metrics;
 use crate::readiness::{Readiness, State};
 
@@ -41,6 +44,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub(crate) struct Ops {
     pub(crate) readiness: Readiness,
     pub(crate) metrics: Metrics,
+    pub(crate) admin: Admin,
 }
 
 /// Answers until told to stop, then finishes the requests in hand.
@@ -59,10 +63,10 @@ pub(crate) async fn run(listener: TcpListener, ops: Ops, stop: CancellationToken
             next = next => next,
         };
         match accepted {
-            Ok((stream, _)) => {
+            Ok((stream, from)) => {
                 let ops = ops.clone();
                 connections.spawn(async move {
-                    serve(stream, ops).await;
+                    serve(stream, from.ip(), ops).await;
                     drop(place);
                 });
             }
@@ -76,10 +80,10 @@ pub(crate) async fn run(listener: TcpListener, ops: Ops, stop: CancellationToken
     connections.wait().await;
 }
 
-async fn serve(stream: TcpStream, ops: Ops) {
+async fn serve(stream: TcpStream, from: IpAddr, ops: Ops) {
     let service = service_fn(move |request| {
         let ops = ops.clone();
-        async move { Ok::<_, Infallible>(answer(&request, &ops)) }
+        async move { Ok::<_, Infallible>(answer(&request, from, &ops).await) }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -94,7 +98,7 @@ async fn serve(stream: TcpStream, ops: Ops) {
     }
 }
 
-fn answer(request: &Request<Incoming>, ops: &Ops) -> Response<Full<Bytes>> {
+async fn answer(request: &Request<Incoming>, from: IpAddr, ops: &Ops) -> Response<Full<Bytes>> {
     if request.method() != Method::GET && request.method() != Method::HEAD {
         let mut refused = text(StatusCode::METHOD_NOT_ALLOWED, "only GET\n".to_owned());
         refused.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
@@ -109,7 +113,8 @@ fn answer(request: &Request<Incoming>, ops: &Ops) -> Response<Full<Bytes>> {
                 .insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8"));
             page
         }
-        _ => text(StatusCode::NOT_FOUND, "there are /livez, /readyz, /metrics\n".to_owned()),
+        path if Admin::has(path) => ops.admin.answer(request.uri(), request.headers(), from).await,
+        _ => text(StatusCode::NOT_FOUND, "there are /livez, /readyz, /metrics, /admin\n".to_owned()),
     }
 }
 
@@ -142,6 +147,8 @@ mod tests {
 
     use super::*;
 
+    const TOKEN: &str = "0123456789abcdef";
+
     struct Running {
         address: SocketAddr,
         readiness: Readiness,
@@ -159,7 +166,8 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let readiness = Readiness::starting();
-        let ops = Ops { readiness: readiness.clone(), metrics: metrics() };
+        let admin = Admin::new(crate::admin::Token::parse(TOKEN), metrics());
+        let ops = Ops { readiness: readiness.clone(), metrics: metrics(), admin };
         let stop = CancellationToken::new();
         let task = tokio::spawn(run(listener, ops, stop.clone()));
         Running { address, readiness, stop, task }
@@ -194,6 +202,25 @@ mod tests {
         running.readiness.set(State::Draining);
         let answer = get(running.address, "/readyz").await;
         assert!(answer.starts_with("HTTP/1.1 503") && answer.contains("draining"), "{answer}");
+        running.stop.cancel();
+        running.task.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn the_admin_page_is_here() {
+        let running = start().await;
+        let page = get(running.address, "/admin").await;
+        assert!(
+            page.starts_with("HTTP/1.1 200") && page.contains("<script src=\"/admin/admin.js\""),
+            "{page}"
+        );
+        assert!(get(running.address, "/admin/ring.json").await.starts_with("HTTP/1.1 401"));
+        let request =
+            format!("GET /admin/ring.json HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {TOKEN}\r\n\r\n");
+        // This node never comes up.
+        assert!(ask(running.address, &request).await.starts_with("HTTP/1.1 503"));
+        let posted = request.replace("GET", "POST");
+        assert!(ask(running.address, &posted).await.starts_with("HTTP/1.1 405"));
         running.stop.cancel();
         running.task.await.unwrap();
     }

@@ -31,7 +31,8 @@ use crate::output;
 
 pub(crate) use change::{apply, drained, wait_until};
 pub(crate) use plan::Plan;
-pub(crate) use state::{NodeRow, State};
+pub(crate) use state::State;
+pub(crate) use whereabouts::{Found, find_one};
 
 /// How long a command tries to reach etcd; a node that starts waits for ever.
 const PATIENCE: Duration = Duration::from_secs(5);

@@ -13,6 +13,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 
+use crate::admin::{Admin, Token};
 use crate::config::Config;
 use crate::failure::{Exit, Failure, words};
 use crate::heap::{self, Heap};
@@ -58,6 +59,7 @@ fn start(config: &mut Config, for_people: bool) -> Result<(), Failure> {
 
 /// Binds, says where to open the page, waits for a signal, drains.
 async fn node(config: &Config, metrics: Metrics, for_people: bool) -> Result<(), Failure> {
+    let admin = Admin::new(Token::of(&config.server)?, metrics.clone());
     let mut signals = Signals::catch()?;
     let ops_listener = bind(config.server.ops_listen, "--ops-listen").await?;
     let ops_address = local(&ops_listener)?;
@@ -65,7 +67,7 @@ async fn node(config: &Config, metrics: Metrics, for_people: bool) -> Result<(),
     // Before the node: it may have to wait for the servers that it needs, and whoever looks sees that it starts.
     let readiness = Readiness::starting();
     let stop = CancellationToken::new();
-    let ops = Ops { readiness: readiness.clone(), metrics: metrics.clone() };
+    let ops = Ops { readiness: readiness.clone(), metrics: metrics.clone(), admin: admin.clone() };
     let mut ops_port = tokio::spawn(ops::run(ops_listener, ops, stop.clone()));
     let upkeep = tokio::spawn(upkeep(metrics, stop.clone()));
     let mut node = tokio::select! {
@@ -77,8 +79,9 @@ async fn node(config: &Config, metrics: Metrics, for_people: bool) -> Result<(),
     };
     let addresses = Addresses { clients: node.clients, ops: ops_address };
 
+    admin.show(node.ring(config));
     readiness.set(State::Ready);
-    announce(config, &addresses, for_people)?;
+    announce(config, &addresses, admin.is_on(), for_people)?;
     let mut looks = interval(LOOK_INTERVAL);
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -191,7 +194,12 @@ struct Addresses {
 }
 
 /// Says where to open the page.
-fn announce(config: &Config, addresses: &Addresses, for_people: bool) -> Result<(), Failure> {
+fn announce(
+    config: &Config,
+    addresses: &Addresses,
+    has_admin: bool,
+    for_people: bool,
+) -> Result<(), Failure> {
     let url = match addresses.clients {
         Some(address) => page(address, config.tls.cert.is_some()),
         None => "none: this node is no gateway".to_owned(),
@@ -207,8 +215,9 @@ fn announce(config: &Config, addresses: &Addresses, for_people: bool) -> Result<
         false => format!("Data       {}", config.server.data_dir.display()),
         true => format!("Cluster    {}, as {}", config.cluster.name, config.server.node_id),
     };
+    let admin = if has_admin { format!("  Admin      {ops}admin\n") } else { String::new() };
     output::print(&format!(
-        "\n  Banyan is ready.\n\n  Chat       {url}\n  Health     {ops}readyz\n  {data}\n\n  Ctrl-C stops it.\n\n"
+        "\n  Banyan is ready.\n\n  Chat       {url}\n  Health     {ops}readyz\n{admin}  {data}\n\n  Ctrl-C stops it.\n\n"
     ))
 }
 

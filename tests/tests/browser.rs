@@ -19,6 +19,8 @@ use tokio::process::{Child, Command};
 /// How long one script may take; a healthy one takes a quarter of a minute.
 const LIMIT: Duration = Duration::from_secs(180);
 
+const ADMIN_TOKEN: &str = "a-ring-for-the-eyes-of-operators";
+
 /// A directory for one script: data, log, and pictures of the pages when it fails.
 struct Stage {
     work: tempfile::TempDir,
@@ -32,7 +34,10 @@ impl Stage {
     async fn server(&self, listen: &str) -> Server {
         let data = self.work.path().join("data");
         let log = self.work.path().join("server.log");
-        Server::start_at(listen, &binary().unwrap(), &data, &log, |_| {}).await.unwrap()
+        let with_admin = |command: &mut std::process::Command| {
+            command.env("BANYAN_SERVER__ADMIN_TOKEN", ADMIN_TOKEN);
+        };
+        Server::start_at(listen, &binary().unwrap(), &data, &log, with_admin).await.unwrap()
     }
 
     fn script(&self, name: &str, address: SocketAddr) -> Command {
@@ -82,6 +87,16 @@ async fn history_comes_on_scroll() {
     let mut child = stage.script("scroll", server.addresses.clients).stdin(Stdio::null()).spawn().unwrap();
     let succeeded = end(&mut child).await;
     stage.judge("scroll", succeeded);
+}
+
+#[tokio::test]
+async fn operators_see_the_ring() {
+    let stage = Stage::new();
+    let server = stage.server("127.0.0.1:0").await;
+    let mut command = stage.script("admin", server.addresses.ops);
+    let mut child = command.env("ADMIN_TOKEN", ADMIN_TOKEN).stdin(Stdio::null()).spawn().unwrap();
+    let succeeded = end(&mut child).await;
+    stage.judge("admin", succeeded);
 }
 
 #[tokio::test]

@@ -36,11 +36,12 @@ export async function person(browser, base, options = {}) {
   const page = await context.newPage();
   page.setDefaultTimeout(STEP_TIMEOUT_MS);
   const complaints = [];
-  /** While set, a connection that is refused is no complaint: the server is away on purpose. */
-  const state = { serverAway: false };
+  /** While set, a connection that is refused is no complaint: the server is away on purpose; or an answer of 4xx: it is asked for. */
+  const state = { serverAway: false, refused: false };
   page.on("console", (message) => {
     if (!["error", "warning"].includes(message.type())) return;
     if (state.serverAway && /WebSocket|ERR_CONNECTION/.test(message.text())) return;
+    if (state.refused && /status of 4\d\d/.test(message.text())) return;
     complaints.push(`${message.type()}: ${message.text()}`);
   });
   page.on("pageerror", (error) => complaints.push(`page error: ${error.message}`));

@@ -13,6 +13,7 @@ import { fileURLToPath } from "node:url";
 const here = dirname(fileURLToPath(import.meta.url));
 const READY_MS = 30_000;
 const TEST_MS = 150_000;
+const ADMIN_TOKEN = "a-ring-for-the-eyes-of-operators";
 
 const bin = process.env.BANYAN_BIN && resolve(process.env.BANYAN_BIN);
 if (!bin || !existsSync(bin)) {
@@ -39,6 +40,7 @@ async function start() {
   const args = ["serve", "--listen", `127.0.0.1:${port}`, "--ops-listen", `127.0.0.1:${opsPort}`, "--data-dir", join(dir, "data")];
   // The server takes every BANYAN_ variable for a setting of its own, and refuses those that are none.
   const env = Object.fromEntries(Object.entries(process.env).filter(([name]) => !name.startsWith("BANYAN_")));
+  env.BANYAN_SERVER__ADMIN_TOKEN = ADMIN_TOKEN;
   const child = spawn(bin, args, { stdio: ["ignore", "pipe", "pipe"], cwd: dir, env });
   child.stdout.pipe(log, { end: false });
   child.stderr.pipe(log, { end: false });
@@ -75,10 +77,10 @@ async function stop(signal) {
 }
 
 /** Runs one script; `hooks` maps a line that it prints to what is done before it is answered. */
-async function test(script, args, hooks = {}) {
-  const child = spawn(process.execPath, [join(here, script), base, ...args], {
+async function test(script, args, hooks = {}, at = base) {
+  const child = spawn(process.execPath, [join(here, script), at, ...args], {
     stdio: ["pipe", "pipe", "inherit"],
-    env: { ...process.env, FAILURE_DIR: dir },
+    env: { ...process.env, FAILURE_DIR: dir, ADMIN_TOKEN },
   });
   const timer = setTimeout(() => child.kill("SIGKILL"), TEST_MS);
   let rest = "";
@@ -111,6 +113,7 @@ try {
   await start();
   await test("two-pages.mjs", process.env.BANYAN_SCREENSHOT ? [resolve(process.env.BANYAN_SCREENSHOT)] : []);
   await test("scroll.mjs", []);
+  await test("admin.mjs", [], {}, `http://127.0.0.1:${opsPort}`);
   await test("restart.mjs", [], { "KILL-NOW": () => stop("SIGKILL"), "START-NOW": start });
 } catch (error) {
   failure = error;

@@ -95,9 +95,15 @@ const STAGES: &[Stage] = &[
     Stage { name: "e2e", about: "the binary, from outside", needs: &[Tool::Compiler], run: e2e },
     Stage {
         name: "browser",
-        about: "the page in Chromium",
+        about: "the pages in Chromium",
         needs: &[Tool::Node, Tool::Web, Tool::Chromium],
         run: |c, log| tests(c, log, "browser"),
+    },
+    Stage {
+        name: "admin",
+        about: "the admin page in Chromium, while a real cluster's slots move",
+        needs: &[Tool::Node, Tool::Web, Tool::Chromium, Tool::Etcd, Tool::Cassandra],
+        run: |c, log| tests(c, log, "admin"),
     },
     Stage {
         name: "crash",
@@ -115,7 +121,7 @@ const STAGES: &[Stage] = &[
 
 /// The package of end-to-end tests, and those of its targets that have a stage of their own.
 const E2E: &str = "banyan-tests";
-const OWN_STAGE: &[&str] = &["browser", "chaos", "clients", "crash"];
+const OWN_STAGE: &[&str] = &["admin", "browser", "chaos", "clients", "crash"];
 
 /// Test executables of other packages that need servers, and the stage that runs them instead of `unit`.
 const ON_SERVERS: &[(&str, &str, &str)] = &[

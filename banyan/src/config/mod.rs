@@ -45,6 +45,7 @@ pub(crate) use server::Server;
 pub(crate) use storage::Storage;
 pub(crate) use tls::Tls;
 
+use crate::admin::Token;
 use kind::Given;
 use origin::Origin;
 use problem::{Problem, nearest};
@@ -93,6 +94,15 @@ impl Config {
                 &["server.listen", "server.ops_listen"],
                 "server.listen and server.ops_listen are the same port: choose two",
             ));
+        }
+        let Server { admin_token, admin_token_file, .. } = &self.server;
+        if admin_token.0.is_some() && admin_token_file.is_some() {
+            let words = "server.admin_token and server.admin_token_file are both set: choose one";
+            found.push((&["server.admin_token", "server.admin_token_file"], words));
+        }
+        if admin_token.0.as_deref().is_some_and(|token| Token::parse(token).is_none()) {
+            let words = "server.admin_token must have 16 to 256 visible characters of ASCII, without spaces: `openssl rand -hex 32` makes a good one";
+            found.push((&["server.admin_token"], words));
         }
         if self.tls.cert.is_some() != self.tls.key.is_some() {
             found.push((&["tls.cert", "tls.key"], "tls.cert and tls.key go together: set both or neither"));

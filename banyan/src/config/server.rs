@@ -4,7 +4,8 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::kind::{Address, Location, Name, Time};
+use super::kind::{Address, Location, Name, OptionalLocation, Time};
+use super::place::{Password, Secret};
 use super::section::section;
 
 section! {
@@ -13,8 +14,13 @@ section! {
         /// Where clients connect: the page, the HTTP calls and the WebSocket.
         /// This machine only, until you choose otherwise: "0.0.0.0:8000" is everybody who can reach it.
         listen: SocketAddr = SocketAddr::from((Ipv4Addr::LOCALHOST, 8000)), Address;
-        /// Where operators look: /livez, /readyz, /metrics. Has no log-in, so keep it off public networks.
+        /// Where operators look: /livez, /readyz, /metrics, /admin. All but the last have no log-in, so keep it off public networks.
         ops_listen: SocketAddr = SocketAddr::from((Ipv4Addr::LOCALHOST, 9000)), Address;
+        /// Opens the admin page on the ops port: the ring, its nodes, where a room is. At least 16 characters; `openssl rand -hex 32`
+        /// makes a good one. Empty: there is no page. Better as admin_token_file, or as the variable BANYAN_SERVER__ADMIN_TOKEN.
+        admin_token: Password = Password::default(), Secret;
+        /// File that holds that token and nothing else; read at the start.
+        admin_token_file: Option<PathBuf> = None, OptionalLocation;
         /// Everything that lasts (messages, accounts, keys) lives in this directory; made on first start.
         /// Relative paths start in the directory in which banyan is started.
         data_dir: PathBuf = PathBuf::from("./banyan-data"), Location;

@@ -196,7 +196,7 @@ fn unknown_names_in_the_file() {
     check_file(
         "[server]\n\"a\\nb\" = 1",
         &[
-            "b.toml:2: server.a\\nb is no key; [server] has listen, ops_listen, data_dir, node_id, drain_deadline",
+            "b.toml:2: server.a\\nb is no key; [server] has listen, ops_listen, admin_token, admin_token_file, data_dir, node_id, drain_deadline",
         ],
     );
 }
@@ -285,7 +285,7 @@ fn several_problems_are_told_at_once_in_order() {
             .map(|_| ())
             .unwrap_err();
     let want = [
-        "b.toml:2: server.port is no key; [server] has listen, ops_listen, data_dir, node_id, drain_deadline",
+        "b.toml:2: server.port is no key; [server] has listen, ops_listen, admin_token, admin_token_file, data_dir, node_id, drain_deadline",
         "b.toml:4: log.level = \"loud\" is not possible: must be off, error, warn, info, debug or trace, also per part as in \"info,banyan_gateway=debug\"",
         "BANYAN_LOG__LEVL: is no setting; did you mean BANYAN_LOG__LEVEL?",
         "--listen: \"here\" is not possible: must be an IP address with a port, such as \"127.0.0.1:8000\" or \"[::]:8000\"",
@@ -355,6 +355,16 @@ fn keys_that_do_not_go_together() {
     check_file(
         "[server]\nlisten = \"0.0.0.0:9000\"",
         &["b.toml:2: server.listen and server.ops_listen are the same port: choose two"],
+    );
+    check_file(
+        "[server]\nadmin_token = \"0123456789abcdef\"\nadmin_token_file = \"t\"",
+        &["b.toml:3: server.admin_token and server.admin_token_file are both set: choose one"],
+    );
+    check_file(
+        "[server]\nadmin_token = \"hunter2\"",
+        &[
+            "b.toml:2: server.admin_token must have 16 to 256 visible characters of ASCII, without spaces: `openssl rand -hex 32` makes a good one",
+        ],
     );
     check_file(
         "[tls]\ncert = \"c.pem\"",

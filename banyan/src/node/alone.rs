@@ -24,6 +24,7 @@ const ALL_SLOTS: SlotId = SlotId(0);
 #[derive(Debug)]
 pub(super) struct Alone {
     pub(super) handle: Handle,
+    pub(super) tenure: Tenure,
     ended: Vec<oneshot::Receiver<End>>,
     drain: CancellationToken,
 }
@@ -43,7 +44,7 @@ impl Alone {
         let drain = CancellationToken::new();
         let ended = hands.shards(workers, &drain);
         let routes = routes(&handle, tenure.epoch);
-        Ok((Self { handle, ended, drain }, routes))
+        Ok((Self { handle, tenure, ended, drain }, routes))
     }
 
     /// Why a worker has ended by itself, if one has.

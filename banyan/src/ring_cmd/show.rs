@@ -7,7 +7,8 @@ use serde::Serialize;
 
 use super::count_of;
 use super::plan::spread;
-use super::state::{NodeRow, SlotRow, State};
+use super::state::State;
+use crate::shares::{NodeRow, SlotRow};
 use crate::table::{Column, table};
 
 /// Slots on one line of the map.

@@ -1,12 +1,12 @@
 //! `banyan ring where`: in which slot a room or a user's channel lives, and who owns it.
 
 use banyan_proto::id::{RESERVED_PREFIX, RoomId, SlotId, UserId};
-use banyan_router::slot_key::NodeId;
-use banyan_router::{slot_of, user_slot};
+use banyan_router::{SlotCount, slot_of, user_slot};
 use serde::Serialize;
 
 use super::state::State;
 use crate::failure::{Exit, Failure};
+use crate::shares::{NodeRow, SlotRow};
 use crate::table::{Column, table};
 
 #[derive(Debug, PartialEq, Eq, Serialize)]
@@ -31,30 +31,34 @@ pub(crate) struct Owner {
 }
 
 pub(crate) fn find(state: &State, rooms: &[String]) -> Result<Vec<Found>, Failure> {
-    rooms.iter().map(|room| find_one(state, room)).collect()
+    let find = |room: &String| {
+        find_one(&state.nodes, &state.slots, room).map_err(|error| {
+            Failure::new(Exit::Usage, error).with_hint("name a room by its id, or a user's channel as ~USER")
+        })
+    };
+    rooms.iter().map(find).collect()
 }
 
-fn find_one(state: &State, room: &str) -> Result<Found, Failure> {
-    let count = state.meta.founding.slots;
+/// A room, or the channel of `~USER`; what is wrong with its name, if it is none.
+pub(crate) fn find_one(nodes: &[NodeRow], slots: &[SlotRow], room: &str) -> Result<Found, String> {
+    // As many slots as a cluster has: a power of two.
+    let count = SlotCount::new(slots.len() as u32).map_err(|error| error.to_string())?;
     let slot = match room.strip_prefix(RESERVED_PREFIX) {
         Some(user) => UserId::parse(user).map(|_| user_slot(user, count)),
         None => RoomId::parse(room).map(|_| slot_of(room, count)),
     };
-    let SlotId(slot) = slot.map_err(|error| {
-        Failure::new(Exit::Usage, format!("{room:?}: {error}"))
-            .with_hint("name a room by its id, or a user's channel as ~USER")
-    })?;
-    let row = &state.slots[usize::from(slot)];
+    let SlotId(slot) = slot.map_err(|error| format!("{room:?}: {error}"))?;
+    let row = &slots[usize::from(slot)];
     let known = row.key.as_ref().map(|key| Owner {
         node: key.owner.to_string(),
         incarnation: key.incarnation.to_string(),
         epoch: key.epoch.0,
         address: row
             .owner
-            .and_then(|place| state.nodes[place].entry.as_ref().map(|entry| entry.peer_address.clone())),
+            .and_then(|place| nodes[place].entry.as_ref().map(|entry| entry.peer_address.clone())),
     });
     let (owner, last_owner) = if row.owner.is_some() { (known, None) } else { (None, known) };
-    let wanted = state.name_of(row.wanted).map(NodeId::to_string);
+    let wanted = row.wanted.map(|place| nodes[place].node.to_string());
     Ok(Found { room: room.to_owned(), slot, owner, last_owner, wanted, pinned: row.pinned })
 }
 
