@@ -121,6 +121,7 @@ mod tests {
         (901_214, "an unanswered join without an event, stored and not seen by the next owner"),
         (901_985, "the same, seen by the next owner and on one replica alone"),
         (503_821, "a send that was owed and refused for good counted as paid"),
+        (61_959, "refusals of pages filled the stream of pages: readers kept each other from reading"),
     ];
 
     #[test]
