@@ -133,6 +133,17 @@ impl Link {
     pub fn waiting(&self, way: Way) -> usize {
         self.queues[way as usize].len()
     }
+
+    /// Batches on [`Way::Pages`] that hold a page: that there is none takes next to no space. The bound between processes is
+    /// in bytes, so refusals must not keep out the page that is asked for next.
+    pub fn pages_waiting(&self) -> usize {
+        let is_page = |message: &FromShard| matches!(message, FromShard::Page { page: Ok(_), .. });
+        let holds_page = |batch: &Batch| match batch {
+            Batch::FromShard { messages, .. } => messages.iter().any(is_page),
+            Batch::ToShard { .. } => false,
+        };
+        self.queues[Way::Pages as usize].iter().filter(|(_, batch)| holds_page(batch)).count()
+    }
 }
 
 /// A client's connection.
@@ -237,6 +248,10 @@ impl Tcp {
 
 #[cfg(test)]
 mod tests {
+    use banyan_proto::codes::Code;
+    use banyan_proto::id::{Epoch, RoomId, Seq};
+    use banyan_proto::link::{Page, Ticket};
+
     use super::*;
 
     #[test]
@@ -274,5 +289,31 @@ mod tests {
         assert_eq!(link.on_the_way(), 4);
         link.end();
         assert!(link.take(Way::Up).is_none() && link.on_the_way() == 0 && link.life > life);
+    }
+
+    #[test]
+    fn a_refused_page_takes_no_space() {
+        let batch = |is_taken: bool| {
+            let page = if is_taken {
+                Ok(Page { events: Vec::new(), head: Seq(9), n: 9, floor: Seq(0), more: false })
+            } else {
+                Err(Code::Overloaded.error("too many pages wait"))
+            };
+            let room = RoomId::parse("room").unwrap();
+            Batch::FromShard {
+                lane: 0,
+                messages: vec![FromShard::Page { ticket: Ticket(1), room, epoch: Epoch(1), page }],
+            }
+        };
+        let mut link = Link::default();
+        link.begin(1, 1);
+        for is_taken in [true, false, true, false] {
+            link.put(Way::Pages, batch(is_taken), 1);
+        }
+        assert_eq!((link.pages_waiting(), link.waiting(Way::Pages)), (2, 4));
+        link.take(Way::Pages);
+        link.take(Way::Pages);
+        link.take(Way::Pages);
+        assert_eq!((link.pages_waiting(), link.waiting(Way::Pages)), (0, 1));
     }
 }

@@ -542,7 +542,7 @@ impl World {
             self.put_on_link(at, Way::Down, batch, time);
         }
         if !pages.is_empty() {
-            if self.links[usize::from(at)].waiting(Way::Pages) >= self.plan.link_capacity {
+            if self.links[usize::from(at)].pages_waiting() >= self.plan.link_capacity {
                 // Their stream is full: the question is answered all the same.
                 for message in &mut pages {
                     if let FromShard::Page { page, .. } = message {

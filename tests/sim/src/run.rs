@@ -123,6 +123,7 @@ mod tests {
         (503_821, "a send that was owed and refused for good counted as paid"),
         (84_108, "a clock that had jumped cut the window of retries without `since` short"),
         (93_915, "the same"),
+        (61_959, "refusals of pages filled the stream of pages: readers kept each other from reading"),
     ];
 
     #[test]
