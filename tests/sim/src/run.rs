@@ -121,6 +121,8 @@ mod tests {
         (901_214, "an unanswered join without an event, stored and not seen by the next owner"),
         (901_985, "the same, seen by the next owner and on one replica alone"),
         (503_821, "a send that was owed and refused for good counted as paid"),
+        (68_671, "an add was answered as done already by an owner that had read so on one replica alone"),
+        (77_373, "the same"),
     ];
 
     #[test]
