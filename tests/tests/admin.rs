@@ -44,6 +44,7 @@ async fn slots_move_on_the_page_while_nodes_come_and_go() {
         slots: 4_096,
         haproxy: false,
         proxies: false,
+        clocks: false,
         environment: vec![("BANYAN_SERVER__ADMIN_TOKEN".to_owned(), TOKEN.to_owned())],
     };
     let mut cluster = Cluster::start(plan, |line| println!("{line}")).await.unwrap();

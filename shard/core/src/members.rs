@@ -18,11 +18,21 @@ pub struct Member {
     pub unwritten: bool,
     /// Its marks have risen since they were last told.
     pub untold: bool,
+    /// A write of its row to a quorum ended well while it was here. What was only read may lie on one replica.
+    pub row_is_stored: bool,
 }
 
 impl Member {
+    /// As it was read, or came from elsewhere.
     pub fn new(row: MemberRow, marks: Marks) -> Self {
-        Self { row, marks, unwritten: false, untold: false }
+        Self { row, marks, unwritten: false, untold: false, row_is_stored: false }
+    }
+
+    /// Whether the next owner may find an older row: a join or leave that no event tells of, whose owner was gone before
+    /// it was written in full, can be read by one and not by the next.
+    pub fn may_be_lost(&self) -> bool {
+        // Such a join bears the seq after the head; a leave looks the same with and without an event.
+        !self.row_is_stored && (self.row.role == 0 || self.row.joined_seq > self.row.changed)
     }
 }
 
@@ -79,14 +89,23 @@ impl Members {
         })
     }
 
-    /// Puts a row in place; marks stay.
+    /// Puts a row in place that was just stored; marks stay.
     pub fn put(&mut self, row: MemberRow) {
         self.count += u64::from(row.role != 0);
         if let Some(member) = self.by_user.get_mut(row.user.as_str()) {
             self.count -= u64::from(member.row.role != 0);
             member.row = row;
+            member.row_is_stored = true;
         } else {
-            self.by_user.insert(row.user.clone(), Member::new(row, Marks::default()));
+            let member = Member { row_is_stored: true, ..Member::new(row, Marks::default()) };
+            self.by_user.insert(member.row.user.clone(), member);
+        }
+    }
+
+    /// For the next owner: it has written nothing yet, and takes all that it gets for read.
+    pub fn hand_over(&mut self) {
+        for member in self.by_user.values_mut() {
+            member.row_is_stored = false;
         }
     }
 
@@ -184,5 +203,23 @@ mod tests {
         members.insert(Member::new(row("c", 0), Marks::default()));
         members.insert(Member::new(row("d", 1), Marks::default()));
         assert_eq!((members.count(), members.rows()), (2, 4));
+    }
+
+    #[test]
+    fn a_row_that_was_only_read_may_be_lost_unless_an_event_tells_of_it() {
+        let with = |role, joined, changed| {
+            let row = MemberRow { joined_seq: Seq(joined), changed: Seq(changed), ..row("a", role) };
+            Member::new(row, Marks::default())
+        };
+        for (role, joined, changed, lost) in
+            [(1, 6, 5, true), (1, 5, 5, false), (3, 5, 8, false), (0, 2, 9, true)]
+        {
+            let read = with(role, joined, changed);
+            assert_eq!(read.may_be_lost(), lost, "{read:?}");
+            let mut members = Members::default();
+            members.insert(read.clone());
+            members.put(read.row);
+            assert!(!members.get("a").unwrap().may_be_lost());
+        }
     }
 }

@@ -124,6 +124,8 @@ mod tests {
         (84_108, "a clock that had jumped cut the window of retries without `since` short"),
         (93_915, "the same"),
         (61_959, "refusals of pages filled the stream of pages: readers kept each other from reading"),
+        (68_671, "an add was answered as done already by an owner that had read so on one replica alone"),
+        (77_373, "the same"),
     ];
 
     #[test]

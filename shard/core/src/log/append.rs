@@ -45,7 +45,8 @@ impl Log {
         }
     }
 
-    /// Writes member rows that no event of the log tells of; `changed` of each is the head. Behind a barrier: the head of
+    /// Writes member rows that no event of the log tells of; `changed` of each is the head, or below it where a row is
+    /// written once more. Behind a barrier: the head of
     /// an owner that is fenced and has not noticed may lie above what the log will ever hold, and a row that names such a
     /// seq would win over what the true owner writes.
     pub fn change(&mut self, derived: Derived, out: &mut Actions) {

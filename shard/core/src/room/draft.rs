@@ -28,7 +28,7 @@ pub(super) struct Draft {
     pub(super) events: Vec<Arc<LoggedEvent>>,
     /// The room's row if it changes.
     pub(super) row: Option<Box<RoomRow>>,
-    /// Rows that change, each user once.
+    /// Rows that change or are written once more, each user once.
     pub(super) members: Vec<MemberRow>,
     /// How many are members as the batch leaves it.
     pub(super) members_now: u64,
@@ -147,6 +147,13 @@ impl Draft {
         match self.members.iter_mut().find(|other| other.user == row.user) {
             Some(other) => *other = row,
             None => self.members.push(row),
+        }
+    }
+
+    /// The row of a member as it is, to be written once more.
+    pub(super) fn keep_member(&mut self, row: &MemberRow) {
+        if self.members.iter().all(|other| other.user != row.user) {
+            self.members.push(row.clone());
         }
     }
 

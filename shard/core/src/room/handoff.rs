@@ -79,7 +79,11 @@ impl Room {
             return None;
         }
         let log = self.log.hand_over()?;
-        Some(HandedRoom { room: self.id.clone(), log, seed: self.seed, state: self.state.clone() })
+        let mut state = self.state.clone();
+        if let Some(state) = state.as_deref_mut() {
+            state.members.hand_over();
+        }
+        Some(HandedRoom { room: self.id.clone(), log, seed: self.seed, state })
     }
 
     fn is_open_and_done(&self) -> bool {

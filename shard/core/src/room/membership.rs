@@ -1,6 +1,7 @@
 //! Commands that change the room or who is in it: create, update, join, leave, add, remove, roles.
 //!
-//! Always holds: a command that is refused has changed nothing in the batch; no user changes twice at one seq; a group or broadcast that was created has one owner until its last member leaves.
+//! Always holds: a command that is refused has changed nothing in the batch; no user changes twice at one seq; a group or broadcast that was created has one owner until its last member leaves;
+//! who is told that a membership is so already is told what the next owner will find.
 
 use std::sync::Arc;
 
@@ -16,7 +17,7 @@ use banyan_storage::{MemberRow, RoomRow};
 use super::draft::{Draft, Notice};
 use super::{Action, Now, Op, Room, Say, State, kind, refusal};
 use crate::config::Config;
-use crate::members::{role, role_number, standing};
+use crate::members::{Members, role, role_number, standing};
 use crate::permission::{Act, Grant, Standing, judge};
 
 /// Durable state and the means to judge a command; what it changes goes into the draft.
@@ -293,7 +294,7 @@ impl<'a> Desk<'a> {
             return Ok(Say::Joined);
         }
         match self.judge(draft, &call.caller.user, Act::Join).map_err(refusal)? {
-            Grant::Already => {}
+            Grant::Already => self.keep(draft, call.caller.user.as_str()),
             Grant::Yes | Grant::UpToLeft => self.add(draft, &call.caller, call.origin, &call.caller, None)?,
         }
         Ok(Say::Joined)
@@ -302,12 +303,19 @@ impl<'a> Desk<'a> {
     fn leave(&self, draft: &mut Draft, call: &RoomCall) -> Result<Say, v1::Error> {
         let user = &call.caller.user;
         let count = draft.members_now;
-        self.judge(draft, user, Act::Leave { last: count <= 1 }).map_err(|code| match code {
-            Code::PermissionDenied if self.role(draft, user) == Role::Owner => {
-                code.error("the owner leaves last: hand the room over first (`set_role` owner)")
-            }
-            code => refusal(code),
-        })?;
+        if let Err(code) = self.judge(draft, user, Act::Leave { last: count <= 1 }) {
+            return Err(match code {
+                Code::PermissionDenied if self.role(draft, user) == Role::Owner => {
+                    code.error("the owner leaves last: hand the room over first (`set_role` owner)")
+                }
+                Code::NotAMember => {
+                    // It may be a retry of what took it out.
+                    self.keep(draft, user.as_str());
+                    refusal(code)
+                }
+                code => refusal(code),
+            });
+        }
         if self.joins_are_events(draft, count) || self.changed_at_head(draft, user.as_str()) {
             let event = Kind::Left(v1::Left { user: user.as_str().to_owned() });
             draft.push(self.id, self.now, &call.caller, call.origin, None, event);
@@ -326,8 +334,12 @@ impl<'a> Desk<'a> {
             }
         }
         self.check_room_for(draft, new.iter().map(|person| person.user.as_str()))?;
-        for person in new {
-            self.add(draft, &call.caller, call.origin, person, Some(&call.caller.user))?;
+        for person in users {
+            if self.is_member(draft, person.user.as_str()) {
+                self.keep(draft, person.user.as_str());
+            } else {
+                self.add(draft, &call.caller, call.origin, person, Some(&call.caller.user))?;
+            }
         }
         Ok(done(Body::AddMembers))
     }
@@ -339,7 +351,10 @@ impl<'a> Desk<'a> {
         if target == Role::None {
             return match self.member(draft, user.as_str()) {
                 // Gone already: a retry.
-                Some(_) => Ok(said),
+                Some(_) => {
+                    self.keep(draft, user.as_str());
+                    Ok(said)
+                }
                 None => Err(not_there(user)),
             };
         }
@@ -366,6 +381,7 @@ impl<'a> Desk<'a> {
         // What is so already needs no permission beyond that of managing: a retry of a hand-over comes from an admin.
         self.judge(draft, caller, Act::Manage).map_err(refusal)?;
         if target == to {
+            self.keep(draft, user.as_str());
             return Ok(said);
         }
         self.judge(draft, caller, Act::SetRole { target, to }).map_err(refusal)?;
@@ -416,6 +432,15 @@ impl<'a> Desk<'a> {
         Ok(())
     }
 
+    /// What is so already is said when a quorum has it: a row that was only read is written once more, as it is. That
+    /// may come late or twice, for its timestamp stays.
+    fn keep(&self, draft: &mut Draft, user: &str) {
+        let member = self.state.and_then(|state| state.members.get(user));
+        if let Some(member) = member.filter(|member| member.may_be_lost()) {
+            draft.keep_member(&member.row);
+        }
+    }
+
     /// Two changes of one user at one head would have no order in the store: the second one is made an event.
     fn changed_at_head(&self, draft: &Draft, user: &str) -> bool {
         self.member(draft, user).is_some_and(|row| row.changed == draft.head)
@@ -439,7 +464,9 @@ impl<'a> Desk<'a> {
             rows += usize::from(self.member(draft, user).is_none());
         }
         let count = draft.members_now;
-        let known = self.state.map_or(0, |state| state.members.rows()) + draft.members.len();
+        let stored = self.state.map(|state| &state.members);
+        let is_new = |row: &&MemberRow| stored.is_none_or(|members| members.get(row.user.as_str()).is_none());
+        let known = stored.map_or(0, Members::rows) + draft.members.iter().filter(is_new).count();
         if count + members > self.config.members || (rows > 0 && known + rows > self.config.member_rows) {
             return Err(self.too_many());
         }

@@ -417,7 +417,7 @@ fn member_row(user: &str, role: Role) -> MemberRow {
         role: crate::members::role_number(role),
         joined_seq: Seq(1),
         left_seq: None,
-        changed: Seq(0),
+        changed: Seq(1),
         out: Vec::new(),
     }
 }
@@ -1079,6 +1079,52 @@ fn joins_of_large_rooms_are_only_counted() {
         history(None, None, 9),
         "9: history [1, 2, 3, 4] gaps [(5, 5)] head 5 more false",
     );
+}
+
+/// An owner before this one wrote them and was gone before it could answer: this owner has read them, and they may lie on
+/// one replica (found by the simulator, seeds 68671 and 77373).
+#[test]
+fn who_is_told_that_it_is_so_already_is_told_what_is_stored() {
+    let mut disk = stored(RoomKind::Broadcast, true, 1);
+    let counted = |name: &str, role, left| MemberRow {
+        joined_seq: Seq(if left { 1 } else { 2 }),
+        left_seq: left.then_some(Seq(1)),
+        ..member_row(name, role)
+    };
+    let rows = [("carl", Role::Reader), ("dora", Role::Reader), ("eve", Role::None), ("fred", Role::None)];
+    let members = rows.map(|(name, role)| counted(name, role, role == Role::None)).to_vec();
+    disk.write(&Write::Derived(Box::new(Derived { room: None, members: members.clone() })));
+    let add = |users: &[&str]| RoomCommand::Add { users: users.iter().map(|user| person(user)).collect() };
+    let remove = |name: &str| RoomCommand::Remove { user: user(name) };
+    let set = |name: &str, role| RoomCommand::SetRole { user: user(name), role };
+
+    let config = Config { member_rows: 9, ..Config::default() };
+    let mut bench = Bench::on("r", config.clone(), disk.clone(), TENURE, Start::Cold);
+    bench.open();
+    // Nothing is said before the row is stored, and nothing is said if it may not be.
+    assert_eq!(bench.call(1, "carl", RoomCommand::Join) + &bench.flush(), "change carl:reader\n");
+    assert_eq!(bench.stored(Outcome::NotDone(NotDone::Overloaded)), "1: error 108\n");
+    check(&mut bench, "carl", RoomCommand::Join, "change carl:reader\n2: joined reader head 2");
+    // Once is enough; and what an event tells of was written before the next one came.
+    check(&mut bench, "carl", RoomCommand::Join, "3: joined reader head 2");
+    check(&mut bench, "alice", add(&["adam", "carl"]), "4: ok");
+    check(&mut bench, "bob", RoomCommand::Join, "5: joined member head 2");
+    check(&mut bench, "eve", RoomCommand::Leave, "change eve:none\n6: error 123");
+    check(&mut bench, "eve", RoomCommand::Leave, "7: error 123");
+    check(&mut bench, "zoe", RoomCommand::Leave, "8: error 123");
+    check(&mut bench, "alice", remove("fred"), "change fred:none\n9: ok");
+    check(&mut bench, "alice", remove("fred"), "10: ok");
+    check(&mut bench, "alice", set("dora", Role::Reader), "change dora:reader\n11: ok");
+    // They are what they were: written late or twice, they change nothing.
+    let stored = |name: &str| bench.disk.members[&user(name)].clone();
+    assert_eq!(["carl", "dora", "eve", "fred"].map(stored).to_vec(), members);
+
+    // Beside what is new; and a row that is written once more is no further row.
+    let mut bench = Bench::on("r", config, disk, TENURE, Start::Cold);
+    bench.open();
+    let told = bench.run("alice", add(&["carl", "dora", "zoe", "carl"]));
+    assert!(told.starts_with("change carl:reader dora:reader zoe:reader\n1: ok\nto zoe: room"), "{told}");
+    assert_eq!(told.lines().count(), 3, "{told}");
 }
 
 #[test]
