@@ -18,11 +18,16 @@ pub struct Member {
     pub unwritten: bool,
     /// Its marks have risen since they were last told.
     pub untold: bool,
+    /// Its marks are known from the store or an earlier owner alone. One replica may have them and no other, and what that
+    /// owner meant to write may have died with it: who tells them writes them.
+    pub hearsay: bool,
 }
 
 impl Member {
+    /// As it was stored.
     pub fn new(row: MemberRow, marks: Marks) -> Self {
-        Self { row, marks, unwritten: false, untold: false }
+        let hearsay = marks != Marks::default();
+        Self { row, marks, unwritten: false, untold: false, hearsay }
     }
 }
 
@@ -33,6 +38,7 @@ pub struct MarksOf<'a> {
     pub marks: &'a mut Marks,
     pub unwritten: &'a mut bool,
     pub untold: &'a mut bool,
+    pub hearsay: &'a mut bool,
 }
 
 /// The role of a stored row.
@@ -76,6 +82,7 @@ impl Members {
             marks: &mut member.marks,
             unwritten: &mut member.unwritten,
             untold: &mut member.untold,
+            hearsay: &mut member.hearsay,
         })
     }
 
@@ -111,6 +118,13 @@ impl Members {
     /// Everyone, present and past.
     pub fn all(&self) -> impl Iterator<Item = &Member> {
         self.by_user.values()
+    }
+
+    /// They come from an earlier owner.
+    pub fn are_hearsay(&mut self) {
+        for member in self.by_user.values_mut() {
+            member.hearsay = member.marks != Marks::default();
+        }
     }
 
     /// Who is a member now, above `after`.

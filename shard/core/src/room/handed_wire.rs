@@ -245,7 +245,7 @@ fn row_from_wire(row: wire::RoomRow) -> Result<RoomRow, NotUsable> {
 }
 
 fn member_to_wire(member: &Member) -> wire::HandedMember {
-    let Member { row, marks, unwritten, untold } = member;
+    let Member { row, marks, unwritten, untold, hearsay: _ } = member;
     let MemberRow { user, name, role, joined_seq, left_seq, out, changed } = row;
     wire::HandedMember {
         user: user.as_str().to_owned(),
@@ -277,7 +277,7 @@ fn member_from_wire(member: wire::HandedMember) -> Result<Member, NotUsable> {
         changed: Seq(member.changed),
     };
     let marks = Marks { delivered: Seq(member.delivered), seen: Seq(member.seen), seen_n: member.seen_n };
-    Ok(Member { row, marks, unwritten: member.unwritten, untold: member.untold })
+    Ok(Member { unwritten: member.unwritten, untold: member.untold, ..Member::new(row, marks) })
 }
 
 #[cfg(test)]
@@ -337,7 +337,7 @@ mod tests {
                 changed: Seq(changed),
             };
             let marks = Marks { delivered: Seq(delivered), seen: Seq(seen), seen_n };
-            Member { row, marks, unwritten: flags.0, untold: flags.1 }
+            Member { unwritten: flags.0, untold: flags.1, ..Member::new(row, marks) }
         }
     }
 

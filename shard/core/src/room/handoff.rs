@@ -89,7 +89,8 @@ impl Room {
     /// Goes on from what the last owner passed on. Marks that it did not get to write are written here.
     pub(super) fn adopt(&mut self, now: Now, handed: HandedRoom) {
         self.state = handed.state;
-        if let Some(state) = self.state.as_deref() {
+        if let Some(state) = self.state.as_deref_mut() {
+            state.members.are_hearsay();
             self.marks.adopt(now, &state.members, &self.config);
         }
     }
