@@ -120,8 +120,8 @@ impl Members {
         self.by_user.values()
     }
 
-    /// They come from an earlier owner.
-    pub fn are_hearsay(&mut self) {
+    /// They are passed on to another owner.
+    pub fn become_hearsay(&mut self) {
         for member in self.by_user.values_mut() {
             member.hearsay = member.marks != Marks::default();
         }

@@ -121,6 +121,11 @@ mod tests {
         (901_214, "an unanswered join without an event, stored and not seen by the next owner"),
         (901_985, "the same, seen by the next owner and on one replica alone"),
         (503_821, "a send that was owed and refused for good counted as paid"),
+        (30_627, "a node gave marks to the store once, whatever became of the write"),
+        (63_107, "the same"),
+        (55_223, "a mark on one replica alone was told and not written again by who told it"),
+        (57_601, "a drained room passed its marks on as written, and they died in its owner's gate"),
+        (75_377, "the same"),
     ];
 
     #[test]

@@ -79,7 +79,11 @@ impl Room {
             return None;
         }
         let log = self.log.hand_over()?;
-        Some(HandedRoom { room: self.id.clone(), log, seed: self.seed, state: self.state.clone() })
+        let mut state = self.state.clone();
+        if let Some(state) = &mut state {
+            state.members.become_hearsay();
+        }
+        Some(HandedRoom { room: self.id.clone(), log, seed: self.seed, state })
     }
 
     fn is_open_and_done(&self) -> bool {
@@ -89,8 +93,7 @@ impl Room {
     /// Goes on from what the last owner passed on. Marks that it did not get to write are written here.
     pub(super) fn adopt(&mut self, now: Now, handed: HandedRoom) {
         self.state = handed.state;
-        if let Some(state) = self.state.as_deref_mut() {
-            state.members.are_hearsay();
+        if let Some(state) = self.state.as_deref() {
             self.marks.adopt(now, &state.members, &self.config);
         }
     }
