@@ -20,12 +20,16 @@ pub struct Member {
     pub untold: bool,
     /// A write of its row to a quorum ended well while it was here. What was only read may lie on one replica.
     pub row_is_stored: bool,
+    /// Its marks are known from the store or an earlier owner alone. One replica may have them and no other, and what that
+    /// owner meant to write may have died with it: who tells them writes them.
+    pub hearsay: bool,
 }
 
 impl Member {
     /// As it was read, or came from elsewhere.
     pub fn new(row: MemberRow, marks: Marks) -> Self {
-        Self { row, marks, unwritten: false, untold: false, row_is_stored: false }
+        let hearsay = marks != Marks::default();
+        Self { row, marks, unwritten: false, untold: false, row_is_stored: false, hearsay }
     }
 
     /// Whether the next owner may find an older row: a join or leave that no event tells of, whose owner was gone before
@@ -43,6 +47,7 @@ pub struct MarksOf<'a> {
     pub marks: &'a mut Marks,
     pub unwritten: &'a mut bool,
     pub untold: &'a mut bool,
+    pub hearsay: &'a mut bool,
 }
 
 /// The role of a stored row.
@@ -86,6 +91,7 @@ impl Members {
             marks: &mut member.marks,
             unwritten: &mut member.unwritten,
             untold: &mut member.untold,
+            hearsay: &mut member.hearsay,
         })
     }
 
@@ -106,6 +112,7 @@ impl Members {
     pub fn hand_over(&mut self) {
         for member in self.by_user.values_mut() {
             member.row_is_stored = false;
+            member.hearsay = member.marks != Marks::default();
         }
     }
 

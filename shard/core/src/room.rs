@@ -414,6 +414,7 @@ impl Room {
             Input::Flush => {
                 self.gather(now, out);
                 self.tell_marks(now, out);
+                self.marks.plan(now, &self.config);
             }
             Input::Tick => self.tick(now, out),
             Input::Close => self.write_marks(out),
@@ -708,7 +709,10 @@ impl Room {
                 Answer::Body(Box::new(Body::Join(v1::JoinReply { head: head.0, role: role as i32 })))
             }
             Say::Created { created } => match self.summary(user) {
-                Ok(room) => Answer::Body(Box::new(Body::CreateRoom(created_reply(room, created)))),
+                Ok(room) => {
+                    self.vouch_for(user.as_str());
+                    Answer::Body(Box::new(Body::CreateRoom(created_reply(room, created))))
+                }
                 Err(error) => Answer::Error(Box::new(error)),
             },
             Say::Admit => return self.subscribe(link, ticket, user, None, out),

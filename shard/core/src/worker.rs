@@ -708,9 +708,10 @@ impl Worker {
         entry.phase = Phase::Drained;
         let mut rooms = Vec::new();
         for place in self.rooms.in_slot(at).to_vec() {
+            // Before it is closed: the marks that it writes then wait for a barrier that this process may not live to see.
+            rooms.extend(self.rooms.entry(place).and_then(|entry| entry.room.hand_over()));
             self.input(now, place, room::Input::Close, out);
             let Some(room) = self.forget(place) else { continue };
-            rooms.extend(room.hand_over());
             if let Some(said) = room.said() {
                 self.write_said(room.id().clone(), said, out);
             }

@@ -77,6 +77,7 @@ situations! {
     PageOvertaken = "a page was overtaken by what was sent after it",
     LinkHalfOpen = "a link cut in one direction was given up",
     MarkKept = "a mark was stated again",
+    MarksAgain = "marks that the store did not take were written again",
 }
 
 /// How often each situation was reached.

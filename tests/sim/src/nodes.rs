@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use banyan_checker as checker;
 use banyan_proto::codes::Code;
-use banyan_proto::id::{Epoch, Incarnation, SlotId, UserId};
+use banyan_proto::id::{Epoch, Incarnation, RoomId, SlotId, UserId};
 use banyan_proto::link::{FromShard, LinkId, ToShard};
 use banyan_proto::plant::{self, Bug};
 use banyan_proto::v1;
@@ -24,7 +24,7 @@ use banyan_shard_core::room::{HandedRoom, Now, RoomRead};
 use banyan_shard_core::worker::{Input, Options, Output, Read, ReadAnswer, SlotOpening, Worker};
 use banyan_storage::log_store::{RoomWrite, SlotOwner, Write};
 use banyan_storage::page::{Page, ReadLimit};
-use banyan_storage::{NotDone, Outcome};
+use banyan_storage::{self as storage, NotDone, Outcome};
 
 use crate::coordination::{Ask, Key, Tag, Told, Value};
 use crate::etcd::Lease;
@@ -39,6 +39,8 @@ use crate::world::{Caller, Event, Process, START, World};
 
 /// The shard worker of a process that runs ticks at least so often, for the watchdog.
 const TICK: Time = 300 * MS;
+/// Marks are written so often at most.
+const MARKS_PERIOD: Time = SECOND;
 
 /// What a node asked the store for.
 #[derive(Debug, Clone, Copy)]
@@ -51,7 +53,8 @@ pub enum Asked {
     SlotPut(u16, OwnerRow),
     SlotOwners(u16),
     SlotOwnFence(u16),
-    Nothing,
+    /// By the number of the write.
+    Marks(u32),
     /// The operator's.
     Recover(recovery::Step),
 }
@@ -111,9 +114,25 @@ pub struct Node {
     pub cut_store: bool,
     /// Answers of the store that came while the process was frozen.
     pub answers: Vec<(Caller, Answer)>,
+    marks: Marks,
     pub generation: u32,
     pub revision: usize,
     outputs: Vec<Output>,
+}
+
+/// Marks on their way to the store, as its client keeps them: the larger of each field, and what fails waits again.
+#[derive(Debug)]
+struct Marks {
+    waiting: BTreeMap<(RoomId, UserId), storage::Marks>,
+    under_way: BTreeMap<u32, Vec<(RoomId, UserId, storage::Marks)>>,
+    writes: u32,
+    planned: bool,
+}
+
+impl Marks {
+    const fn new() -> Self {
+        Self { waiting: BTreeMap::new(), under_way: BTreeMap::new(), writes: 0, planned: false }
+    }
 }
 
 impl Node {
@@ -125,6 +144,7 @@ impl Node {
             ring: None,
             cut_store: false,
             answers: Vec::new(),
+            marks: Marks::new(),
             generation: u32::MAX,
             revision: 0,
             outputs: Vec::new(),
@@ -212,6 +232,7 @@ impl World {
         let node = &mut self.nodes[usize::from(number)];
         node.ring = None;
         node.answers.clear();
+        node.marks = Marks::new();
         for gateway in 0..self.plan.gateways {
             let at = self.link_of(gateway, number);
             let link = &mut self.links[usize::from(at)];
@@ -359,8 +380,7 @@ impl World {
                 self.ask_store(number, Asked::Read(ticket, ReadKind::UserRooms), question);
             }
             Output::PutMarks { room, marks } => {
-                let group = marks.into_iter().map(|(user, marks)| (room.clone(), user, marks)).collect();
-                self.ask_store_to_write(number, Asked::Nothing, Change::Marks(group));
+                self.put_marks(number, marks.into_iter().map(|(user, marks)| ((room.clone(), user), marks)));
             }
             Output::FenceRead { read } => {
                 let incarnation = self.nodes[usize::from(number)].incarnation;
@@ -412,6 +432,50 @@ impl World {
         let now = self.now();
         self.store.read(now, caller, question);
         self.store_planned();
+    }
+
+    /// Marks wait for their second.
+    fn put_marks(&mut self, number: u8, group: impl IntoIterator<Item = ((RoomId, UserId), storage::Marks)>) {
+        let Node { process, marks, .. } = &mut self.nodes[usize::from(number)];
+        for (key, put) in group {
+            let waits = marks.waiting.entry(key).or_default();
+            *waits = waits.max(put);
+        }
+        if !std::mem::replace(&mut marks.planned, true) {
+            self.schedule.after(MARKS_PERIOD, Event::Marks { node: number, run: process.run });
+        }
+    }
+
+    pub fn write_marks(&mut self, number: u8) {
+        let marks = &mut self.nodes[usize::from(number)].marks;
+        marks.planned = false;
+        let mut rooms: BTreeMap<RoomId, Vec<(RoomId, UserId, storage::Marks)>> = BTreeMap::new();
+        for ((room, user), put) in std::mem::take(&mut marks.waiting) {
+            rooms.entry(room.clone()).or_default().push((room, user, put));
+        }
+        for (room, group) in rooms {
+            let marks = &mut self.nodes[usize::from(number)].marks;
+            marks.writes += 1;
+            let write = marks.writes;
+            marks.under_way.insert(write, group.clone());
+            self.recorder.note(|| {
+                let words: Vec<String> = group
+                    .iter()
+                    .map(|(_, user, put)| format!("{user} {}/{}", put.delivered, put.seen))
+                    .collect();
+                format!("  n{number} writes marks of {room}: {}", words.join(", "))
+            });
+            self.ask_store_to_write(number, Asked::Marks(write), Change::Marks(group));
+        }
+    }
+
+    /// What the store did not take waits again.
+    fn marks_written(&mut self, number: u8, write: u32, done: bool) {
+        let group = self.nodes[usize::from(number)].marks.under_way.remove(&write).unwrap_or_default();
+        if !done {
+            sometimes!(self.coverage, MarksAgain);
+            self.put_marks(number, group.into_iter().map(|(room, user, put)| ((room, user), put)));
+        }
     }
 
     pub fn store_unreached(&mut self, caller: Caller, write: bool) {
@@ -482,7 +546,8 @@ impl World {
                 };
                 self.slot(number, slot, slot_owner::Input::OwnFence(fenced));
             }
-            (Asked::Write(_) | Asked::Nothing | Asked::Recover(_), _) => {}
+            (Asked::Marks(write), _) => self.marks_written(number, write, done.is_ok()),
+            (Asked::Write(_) | Asked::Recover(_), _) => {}
         }
         self.turn(Who::Node(number));
     }

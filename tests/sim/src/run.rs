@@ -126,6 +126,11 @@ mod tests {
         (61_959, "refusals of pages filled the stream of pages: readers kept each other from reading"),
         (68_671, "an add was answered as done already by an owner that had read so on one replica alone"),
         (77_373, "the same"),
+        (30_627, "a node gave marks to the store once, whatever became of the write"),
+        (63_107, "the same"),
+        (55_223, "a mark on one replica alone was told and not written again by who told it"),
+        (57_601, "a drained room passed its marks on as written, and they died in its owner's gate"),
+        (75_377, "the same"),
     ];
 
     #[test]

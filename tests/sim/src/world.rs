@@ -125,6 +125,11 @@ pub enum Event {
         run: u32,
         link: LinkId,
     },
+    /// A node's marks go to the store.
+    Marks {
+        node: u8,
+        run: u32,
+    },
     RecoveryTicks,
     Client(u16),
     FaultBegins(u16),
@@ -465,7 +470,7 @@ impl World {
             | Event::TcpEnds { tcp: at, gateway: true } => (tcp(at)?, None),
             Event::Authenticated { gateway, run, .. } => (Who::Gateway(gateway), Some(run)),
             Event::Peer { to, run, .. } => (Who::Node(to), Some(run)),
-            Event::LinkTook { node, run, .. } => (Who::Node(node), Some(run)),
+            Event::LinkTook { node, run, .. } | Event::Marks { node, run } => (Who::Node(node), Some(run)),
             Event::Etcd(ref event) => event.addressee()?,
             _ => return None,
         })
@@ -536,6 +541,7 @@ impl World {
             Event::Peer { to, message, .. } => self.peer_message(to, *message),
             Event::RecoveryTicks => self.recovery_ticks(),
             Event::LinkTook { node, link, .. } => self.link_took(node, link),
+            Event::Marks { node, .. } => self.write_marks(node),
             Event::Client(client) => self.client_acts(usize::from(client)),
             Event::FaultBegins(fault) => self.fault_begins(fault),
             Event::FaultEnds(fault) => {

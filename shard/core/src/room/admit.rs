@@ -29,14 +29,22 @@ impl Room {
             }
             RoomCommand::Summary => {
                 let answer = match self.summary(user) {
-                    Ok(room) => Answer::Summary(Box::new(room)),
+                    Ok(room) => {
+                        self.vouch_for(user.as_str());
+                        Answer::Summary(Box::new(room))
+                    }
                     Err(error) => Answer::Error(Box::new(error)),
                 };
                 out.push(Action::Answer { link, ticket, answer });
             }
             RoomCommand::Members { after, limit } => {
                 let answer = match self.members(user, after.as_ref(), *limit) {
-                    Ok(reply) => Answer::Body(Box::new(Body::Members(reply))),
+                    Ok(reply) => {
+                        for told in reply.members.iter().filter(|told| told.delivered.is_some()) {
+                            self.vouch_for(&told.user);
+                        }
+                        Answer::Body(Box::new(Body::Members(reply)))
+                    }
                     Err(error) => Answer::Error(Box::new(error)),
                 };
                 out.push(Action::Answer { link, ticket, answer });
@@ -82,6 +90,7 @@ impl Room {
             members: state.members.count(),
         };
         self.interest_of(link);
+        self.vouch_for(user.as_str());
         out.push(Action::Answer { link, ticket, answer: Answer::Admitted(Box::new(admission)) });
     }
 

@@ -245,7 +245,7 @@ fn row_from_wire(row: wire::RoomRow) -> Result<RoomRow, NotUsable> {
 }
 
 fn member_to_wire(member: &Member) -> wire::HandedMember {
-    let Member { row, marks, unwritten, untold, row_is_stored: _ } = member;
+    let Member { row, marks, unwritten, untold, row_is_stored: _, hearsay: _ } = member;
     let MemberRow { user, name, role, joined_seq, left_seq, out, changed } = row;
     wire::HandedMember {
         user: user.as_str().to_owned(),

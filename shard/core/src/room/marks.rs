@@ -1,7 +1,8 @@
 //! Receipt marks: how far each member has got.
 //!
 //! Always holds (I11): marks never go back; seen <= delivered <= head. They are told and written at most once in
-//! `marks_every_ms`, and not durable when they are answered.
+//! `marks_every_ms`, and not durable when they are answered. What is told of them is written by who tells it, be it read
+//! from the store or passed on: else it could be gone with the next owner, long after the crash that lost it.
 
 use std::sync::Arc;
 
@@ -54,6 +55,7 @@ impl MarkTimes {
             return false;
         }
         *member.marks = lifted;
+        *member.hearsay = false;
         if !std::mem::replace(member.unwritten, true) {
             self.unwritten.push(member.row.user.clone());
             self.write_at_ms.get_or_insert(now.mono_ms + config.marks_every_ms);
@@ -64,6 +66,20 @@ impl MarkTimes {
             self.tell_at_ms.get_or_insert_with(|| next.max(now.mono_ms));
         }
         true
+    }
+
+    /// Its marks are told. The next [`Self::plan`] says when they are written, if they are to be.
+    fn vouch(&mut self, member: &mut MarksOf<'_>) {
+        if std::mem::take(member.hearsay) && !std::mem::replace(member.unwritten, true) {
+            self.unwritten.push(member.row.user.clone());
+        }
+    }
+
+    /// When what waits is written.
+    pub(super) fn plan(&mut self, now: Now, config: &Config) {
+        if !self.unwritten.is_empty() {
+            self.write_at_ms.get_or_insert(now.mono_ms + config.marks_every_ms);
+        }
     }
 
     /// Takes over what an earlier owner has not written or told.
@@ -116,9 +132,18 @@ impl Room {
             return;
         };
         self.marks.lift(now, &mut member, to, true, &self.config);
+        self.marks.vouch(&mut member);
         let Marks { delivered, seen, seen_n } = *member.marks;
         let reply = v1::MarkReply { delivered: delivered.0, seen: seen.0, seen_n };
         out.push(Action::Answer { link, ticket, answer: Answer::Body(Box::new(Body::Mark(reply))) });
+    }
+
+    /// Somebody is told the marks of this user.
+    pub(super) fn vouch_for(&mut self, user: &str) {
+        let member = self.state.as_deref_mut().and_then(|state| state.members.marks_of(user));
+        if let Some(mut member) = member {
+            self.marks.vouch(&mut member);
+        }
     }
 
     /// Tells marks that moved: to the user's own connections, and in small rooms to everybody.

@@ -390,6 +390,44 @@ fn a_drained_room_goes_on_where_it_was() {
 }
 
 #[test]
+fn who_tells_marks_that_it_did_not_lift_writes_them_once() {
+    let bob = Marks { delivered: Seq(4), seen: Seq(3), seen_n: 2 };
+    let mut disk = at_rest(5);
+    disk.put_marks(vec![(user("bob"), bob)]);
+    // Read from the store, where one replica alone may have them.
+    for told in [RoomCommand::Subscribe, RoomCommand::Summary, RoomCommand::Members { after: None, limit: 9 }]
+    {
+        let mut bench = Bench::on("r", Config::default(), disk.clone(), TENURE, Start::Cold);
+        bench.call(1, "bob", history(None, None, 1));
+        bench.flush();
+        assert_eq!(bench.tick_at(1_000), "");
+        bench.call(1, "bob", told);
+        bench.flush();
+        assert_eq!(
+            (bench.room.grade, bench.tick_at(2_000)),
+            (Some(Grade::ReadOpen), "put bob=4/3/2\n".into())
+        );
+        bench.call(1, "bob", RoomCommand::Subscribe);
+        bench.flush();
+        assert_eq!(bench.tick_at(9_000), "");
+    }
+    let mut bench = Bench::on("r", Config::default(), disk, TENURE, Start::Cold);
+    assert_eq!(bench.call(1, "bob", mark(1)) + &bench.flush(), "1: marks 4/3/2\n");
+    assert_eq!(bench.tick_at(1_000), "put bob=4/3/2\n");
+
+    // Passed on by an owner that may die with what it meant to write.
+    assert_eq!(bench.input(Input::Drain), "");
+    let start = Start::Passed(Box::new(bench.room.hand_over().unwrap()));
+    let mut next = Bench::on("r", Config::default(), bench.disk.clone(), later(2), start);
+    next.call(7, "alice", RoomCommand::Subscribe);
+    next.flush();
+    assert_eq!(next.tick_at(2_000), "");
+    next.call(7, "bob", RoomCommand::Subscribe);
+    next.flush();
+    assert_eq!(next.tick_at(3_000), "put bob=4/3/2\n");
+}
+
+#[test]
 fn a_room_that_was_just_opening_is_not_handed_over() {
     let mut bench = by_hand(stored(RoomKind::Group, false, 1));
     bench.call(1, "bob", send("x"));

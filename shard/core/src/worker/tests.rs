@@ -112,6 +112,8 @@ struct World {
     held: Vec<Output>,
     /// What each link got.
     said: Vec<(LinkId, FromShard)>,
+    /// Marks that were given to the store.
+    marks: Vec<(UserId, Marks)>,
     /// What concerns the node.
     told: Vec<Output>,
     full: bool,
@@ -163,6 +165,7 @@ impl World {
             hold_fences: false,
             held: Vec::new(),
             said: Vec::new(),
+            marks: Vec::new(),
             told: Vec::new(),
             full: false,
             next: 0,
@@ -216,7 +219,11 @@ impl World {
                 self.said.extend(messages.into_iter().map(|message| (link, message)));
                 None
             }
-            Output::PutMarks { .. } | Output::Notify { .. } => None,
+            Output::PutMarks { marks, .. } => {
+                self.marks.extend(marks);
+                None
+            }
+            Output::Notify { .. } => None,
             Output::Drained { .. }
             | Output::Fenced
             | Output::Stuck
@@ -484,6 +491,27 @@ fn a_drained_slot_has_nothing_in_flight_and_says_nothing_more() {
     world.input(Input::Release { slot: SLOT, to: Some(Tenure { epoch: Epoch(2), incarnation: OTHER }) });
     let late = world.call(LINK, "alice", "r", text("c"));
     assert_eq!(world.moved(late), Some((2, Some(OTHER))));
+}
+
+#[test]
+fn marks_that_rose_during_a_drain_are_written_by_the_next_owner_too() {
+    let mut world = World::new();
+    world.ask("r", create());
+    world.hold_writes = true;
+    world.call(LINK, "alice", "r", text("a"));
+    world.input(Input::Drain { slot: SLOT, drain: 1 });
+    world.let_go();
+    let Some(Output::Drained { rooms, .. }) = world.told.pop() else { panic!("not drained") };
+    let mut next = World::elsewhere();
+    next.store = world.store.clone();
+    next.input(Input::Handed { slot: SLOT, epoch: Epoch(2), rooms });
+    let opening = SlotOpening::HandedOver { state: Epoch(2) };
+    next.input(Input::Serve { slot: SLOT, tenure: tenure(2), opening });
+    // It opens the room, and tells nobody of a mark.
+    next.ask("r", RoomCommand::History { before: None, after: None, limit: 1 });
+    next.passes_time(2_000);
+    let lifted = Marks { delivered: Seq(2), seen: Seq(2), seen_n: 1 };
+    assert_eq!(next.marks, [(UserId::parse("alice").unwrap(), lifted)]);
 }
 
 #[test]
