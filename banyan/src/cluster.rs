@@ -7,6 +7,7 @@
 
 mod around;
 mod inbound;
+mod reach;
 mod rows;
 mod switchboard;
 
@@ -39,11 +40,12 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::{Config, Roles};
 use crate::failure::{Exit, Failure};
-use crate::node::{Ends, Hands, shard_options, slot};
+use crate::node::{Drained as OperatorsDrain, Ends, Hands, shard_options, slot};
 use crate::ring_cmd::told;
 use crate::version::VERSION;
 use around::Around;
 use inbound::{Doors, Run};
+use reach::Reach;
 pub(crate) use rows::Rows;
 use switchboard::{Died, Parts, Switchboard};
 
@@ -73,6 +75,9 @@ pub(crate) type CurrentRun = Arc<Mutex<Option<RunnerHandle>>>;
 pub(crate) struct Cluster {
     board: Switchboard,
     status: watch::Receiver<Status>,
+    drained: watch::Receiver<OperatorsDrain>,
+    /// Of a gateway.
+    reach: Option<Reach>,
     run: CurrentRun,
     leaving: CancellationToken,
     stop: CancellationToken,
@@ -144,6 +149,7 @@ impl Cluster {
             tokio::spawn(async move { tls.watch(TLS_LOOK, stop).await });
         }
         let (said, status) = watch::channel(Status::Joining);
+        let (drains, drained) = watch::channel(OperatorsDrain::default());
         let run = Arc::new(Mutex::new(None));
         let runs = Runs {
             identity,
@@ -161,6 +167,7 @@ impl Cluster {
             hands,
             deaths,
             status: said,
+            drained: drains,
             run: Arc::clone(&run),
             leaving: leaving.clone(),
             stop: stop.clone(),
@@ -168,6 +175,8 @@ impl Cluster {
         let mut joined = Self {
             board,
             status,
+            drained,
+            reach: cluster.roles.gateway.then(Reach::default),
             run,
             leaving,
             upkeep: tokio::spawn(upkeep.run(stop.clone())),
@@ -227,14 +236,15 @@ impl Cluster {
         Arc::clone(&self.run)
     }
 
-    /// Whether an operator has drained this node, as far as its run has heard.
-    pub(crate) fn is_drained(&self) -> bool {
-        let run = self.run.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        run.is_some_and(|run| {
-            let view = run.view();
-            let view = view.borrow();
-            view.target.as_ref().is_some_and(|target| target.drained().contains(&view.me.node))
-        })
+    /// Why no client should come here now, if so.
+    pub(crate) fn unready(&mut self) -> Option<&'static str> {
+        let has_way = self.board.has_way();
+        self.reach.as_mut()?.look(has_way, Instant::now())
+    }
+
+    /// What an operator wants of this node, as far as its run has heard.
+    pub(crate) fn drained(&self) -> watch::Receiver<OperatorsDrain> {
+        self.drained.clone()
     }
 
     /// Why the node's runs have ended by themselves, if they have.
@@ -446,6 +456,7 @@ struct Runs {
     hands: Hands,
     deaths: mpsc::Receiver<Died>,
     status: watch::Sender<Status>,
+    drained: watch::Sender<OperatorsDrain>,
     run: Arc<Mutex<Option<RunnerHandle>>>,
     leaving: CancellationToken,
     stop: CancellationToken,
@@ -556,7 +567,8 @@ impl Runs {
         self.board.begun(self.identity.me(incarnation), handle).await;
 
         let beside = CancellationToken::new();
-        let mut tasks = vec![tokio::spawn(follow(run.view(), self.status.clone(), beside.clone()))];
+        let follow = follow(run.view(), self.status.clone(), self.drained.clone(), beside.clone());
+        let mut tasks = vec![tokio::spawn(follow)];
         let (mut ended, mut drain) = (Vec::new(), CancellationToken::new());
         if let Some(owners) = owners {
             self.doors.lead_to(Some(Run { handle: owners.handle.clone(), ring: run.clone() }));
@@ -620,9 +632,24 @@ impl Runs {
 }
 
 /// Tells the status what the ring's machine says of itself.
-async fn follow(mut view: watch::Receiver<View>, status: watch::Sender<Status>, stop: CancellationToken) {
+async fn follow(
+    mut view: watch::Receiver<View>,
+    status: watch::Sender<Status>,
+    drained: watch::Sender<OperatorsDrain>,
+    stop: CancellationToken,
+) {
     loop {
-        let standing = view.borrow_and_update().standing;
+        let (standing, drain) = {
+            let view = view.borrow_and_update();
+            let serves = view.serving > 0;
+            // A run that has not heard of the target says nothing against the one before it.
+            let target = view.target.as_ref();
+            let asked = target.map(|target| target.drained().contains(&view.me.node));
+            (view.standing, asked.map(|asked| OperatorsDrain { asked, serves }))
+        };
+        if let Some(drain) = drain {
+            drained.send_if_modified(|drained| std::mem::replace(drained, drain) != drain);
+        }
         status.send_if_modified(|status| {
             let new = Status::Run(standing);
             std::mem::replace(status, new) != new

@@ -7,6 +7,7 @@
 //! beside them (HTTP, accounts, the ring, the ops port) runs on the runtime that starts the node.
 
 mod alone;
+mod drain;
 mod gateways;
 mod store;
 mod threads;
@@ -19,12 +20,14 @@ use std::time::Duration;
 
 use banyan_router::{SlotCount, slot_of};
 use banyan_router_etcd::Etcd;
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::admin::Source;
 use crate::cluster::{self, Cluster};
 use crate::config::Config;
 use crate::failure::{Exit, Failure, words};
+use crate::readiness::State;
 
 use alone::Alone;
 use gateways::Gateways;
@@ -32,6 +35,7 @@ use store::Store;
 use threads::Threads;
 
 pub(crate) use alone::shard_options;
+pub(crate) use drain::Drained;
 pub(crate) use gateways::Ends;
 pub(crate) use threads::Hands;
 
@@ -103,8 +107,9 @@ impl Node {
             // A third of the time that a stop may take: the next third is for who does not leave.
             let window = config.server.drain_deadline / 3;
             let shards = cluster.shards();
-            let gateways =
+            let mut gateways =
                 Gateways::start(config, store.accounts(), ends, &routes, shards, window, &threads)?;
+            gateways.follow(cluster.drained(), window);
             cluster.serves(gateways.backend.clone()).await;
             Some(gateways)
         } else {
@@ -115,7 +120,7 @@ impl Node {
     }
 
     /// What a person should look at, if anything.
-    pub(crate) fn degraded(&self) -> Option<String> {
+    fn degraded(&self) -> Option<String> {
         let ring = match &self.owners {
             Owners::Alone(_) => None,
             Owners::Cluster(cluster) => cluster.degraded(),
@@ -137,12 +142,25 @@ impl Node {
         }
     }
 
-    /// Whether an operator has drained it.
-    pub(crate) fn is_drained(&self) -> bool {
+    /// What an operator wants of it; `None` where there is nobody to ask.
+    pub(crate) fn drained(&self) -> Option<watch::Receiver<Drained>> {
         match &self.owners {
-            Owners::Alone(_) => false,
-            Owners::Cluster(cluster) => cluster.is_drained(),
+            Owners::Alone(_) => None,
+            Owners::Cluster(cluster) => Some(cluster.drained()),
         }
+    }
+
+    /// How ready it is, while it is not told to stop.
+    pub(crate) fn look(&mut self) -> State {
+        if let Owners::Cluster(cluster) = &mut self.owners {
+            if cluster.drained().borrow().asked {
+                return State::Drained;
+            }
+            if let Some(why) = cluster.unready() {
+                return State::Unready { why };
+            }
+        }
+        self.degraded().map_or(State::Ready, |why| State::Degraded { why })
     }
 
     /// Resolves when a part ends by itself, which it never should.

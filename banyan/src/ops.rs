@@ -122,6 +122,7 @@ fn ready(state: &State) -> Response<Full<Bytes>> {
     let status = if state.serves() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     let body = match state {
         State::Degraded { why } => json!({ "status": state.word(), "why": why }),
+        State::Unready { why } => json!({ "status": state.word(), "why": why }),
         State::Starting | State::Ready | State::Drained | State::Draining => {
             json!({ "status": state.word() })
         }

@@ -12,7 +12,11 @@ pub(crate) enum State {
     Degraded {
         why: String,
     },
-    /// An operator has drained it: it serves those who are there, and new clients belong elsewhere.
+    /// It runs, and can do nothing for clients.
+    Unready {
+        why: &'static str,
+    },
+    /// An operator has drained it: its clients belong elsewhere.
     Drained,
     /// Stopping; for ever.
     Draining,
@@ -29,6 +33,7 @@ impl State {
             Self::Starting => "starting",
             Self::Ready => "ready",
             Self::Degraded { .. } => "degraded",
+            Self::Unready { .. } => "unready",
             Self::Drained => "drained",
             Self::Draining => "draining",
         }
@@ -71,6 +76,8 @@ mod tests {
         assert!(readiness.get().serves());
         readiness.set(State::Degraded { why: "disk full".to_owned() });
         assert!(readiness.get().serves());
+        readiness.set(State::Unready { why: "alone" });
+        assert!(!readiness.get().serves());
         readiness.set(State::Drained);
         assert!(!readiness.get().serves());
         readiness.set(State::Ready);

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
@@ -18,13 +19,13 @@ use crate::config::Config;
 use crate::failure::{Exit, Failure, words};
 use crate::heap::{self, Heap};
 use crate::metrics::{Metrics, UPKEEP_INTERVAL};
-use crate::node::Node;
+use crate::node::{Drained, Node};
 use crate::ops::{self, Ops};
 use crate::readiness::{Readiness, State};
 use crate::{data_dir, output, process, telemetry};
 
 /// How often the node is asked how it does.
-const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+const LOOK_INTERVAL: Duration = Duration::from_millis(250);
 
 /// Runs a node with this configuration until it is told to stop.
 pub(crate) fn run(mut config: Config) -> Result<(), Failure> {
@@ -80,8 +81,8 @@ async fn node(config: &Config, metrics: Metrics, for_people: bool) -> Result<(),
     let addresses = Addresses { clients: node.clients, ops: ops_address };
 
     admin.show(node.ring(config));
-    readiness.set(State::Ready);
-    announce(config, &addresses, admin.is_on(), for_people)?;
+    let mut drained = node.drained();
+    let (mut announced, mut told) = (false, false);
     let mut looks = interval(LOOK_INTERVAL);
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -91,14 +92,26 @@ async fn node(config: &Config, metrics: Metrics, for_people: bool) -> Result<(),
                 break;
             }
             failure = node.failed() => return Err(failure),
-            _ = looks.tick() => readiness.set(match node.degraded() {
-                _ if node.is_drained() => State::Drained,
-                Some(why) => State::Degraded { why },
-                None => State::Ready,
-            }),
+            // A drain is said at once.
+            () = changed(&mut drained) => {}
+            _ = looks.tick() => {}
             // It ends only when told to, so this is a panic that the hook has told of already.
             ended = &mut ops_port => {
                 return Err(Failure::new(Exit::Internal, format!("the ops port ended by itself: {ended:?}")));
+            }
+        }
+        let state = node.look();
+        readiness.set(state.clone());
+        if !announced {
+            // A gateway without owners of rooms waits for them.
+            announced = !matches!(state, State::Unready { .. });
+            match (&state, announced) {
+                (_, true) => announce(config, &addresses, admin.is_on(), for_people)?,
+                (State::Unready { why }, false) if !told => {
+                    told = true;
+                    tracing::warn!(why, "waits");
+                }
+                _ => {}
             }
         }
     }
@@ -118,6 +131,17 @@ async fn node(config: &Config, metrics: Metrics, for_people: bool) -> Result<(),
         name = signals.next() => tracing::warn!(signal = name, "stopped at the second signal"),
     }
     Ok(())
+}
+
+/// Resolves when an operator wants something else of the node.
+async fn changed(drained: &mut Option<watch::Receiver<Drained>>) {
+    let gone = match drained {
+        Some(drained) => drained.changed().await.is_err(),
+        None => true,
+    };
+    if gone {
+        std::future::pending::<()>().await;
+    }
 }
 
 /// A task that was told to end; a panic in it has ended the process before this can see it.

@@ -6,7 +6,8 @@
 //! (changes of one user take turns).
 //! Does not: close connections (workers do, told by [`Service::revocations`]).
 //!
-//! In a cluster the turns are only one node's; the store of a cluster must then refuse to revive a login itself.
+//! In a cluster the turns are only one node's; the store of a cluster must then refuse to revive a login itself. What ends
+//! on another node is found by [`Service::has_ended`], which workers ask for when they are told, and by turns.
 
 pub mod keys;
 pub mod names;
@@ -462,20 +463,39 @@ impl Service {
         login: Option<&str>,
         issued_at: UnixMs,
     ) -> Result<Option<UserRow>, Refusal> {
-        let row = self.0.store.user(user).await.map_err(|error| refusal(&error))?;
+        self.look(user, login, issued_at).await.map_err(|error| refusal(&error))?
+    }
+
+    /// Whether the store says that a token which once held does not hold any more, for another reason than its age.
+    pub(crate) async fn has_ended(
+        &self,
+        user: &UserId,
+        login: Option<&str>,
+        issued_at: UnixMs,
+    ) -> Result<bool, StoreError> {
+        self.look(user, login, issued_at).await.map(|found| found.is_err())
+    }
+
+    async fn look(
+        &self,
+        user: &UserId,
+        login: Option<&str>,
+        issued_at: UnixMs,
+    ) -> Result<Result<Option<UserRow>, Refusal>, StoreError> {
+        let row = self.0.store.user(user).await?;
         match &row {
-            Some(row) if row.disabled => return Err(Refusal::Disabled),
-            Some(row) if issued_at < row.tokens_not_before => return Err(Refusal::Unauthenticated),
-            None if login.is_some() => return Err(Refusal::Unauthenticated),
+            Some(row) if row.disabled => return Ok(Err(Refusal::Disabled)),
+            Some(row) if issued_at < row.tokens_not_before => return Ok(Err(Refusal::Unauthenticated)),
+            None if login.is_some() => return Ok(Err(Refusal::Unauthenticated)),
             Some(_) | None => {}
         }
         if let Some(login) = login {
-            let login = self.0.store.login(login).await.map_err(|error| refusal(&error))?;
+            let login = self.0.store.login(login).await?;
             if login.is_none_or(|login| login.user != *user) {
-                return Err(Refusal::Unauthenticated);
+                return Ok(Err(Refusal::Unauthenticated));
             }
         }
-        Ok(row)
+        Ok(Ok(row))
     }
 
     /// Writes down a foreign user, or its new name. Returns the name that it has now.

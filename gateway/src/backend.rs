@@ -31,8 +31,10 @@ use crate::accounts::Service;
 
 /// When to come back to a full queue.
 const RETRY_MS: u64 = 500;
-/// When a question that its slot's owner did not take is asked again.
+/// When a question that its slot's owner did not take is asked again: less often the longer it has waited, a tenth of that
+/// time.
 const AGAIN: Duration = Duration::from_millis(10);
+const AGAIN_MAX: Duration = Duration::from_millis(250);
 /// Pages of a user's rooms that one `rooms` reads at most where all of a page have just been left.
 const EMPTY_PAGES_MAX: usize = 8;
 
@@ -146,6 +148,7 @@ impl Drop for Asked {
 
 impl Asked {
     async fn answer(mut self, deadline: Instant) -> Result<Answer, v1::Error> {
+        let mut refused_since = None;
         loop {
             match timeout_at(deadline, &mut self.said).await {
                 Ok(Ok(Said::Answer(Answer::Error(error)))) => return Err(*error),
@@ -155,7 +158,9 @@ impl Asked {
                     return Err(Code::Unavailable.error_retry_after(words, RETRY_MS));
                 }
                 Ok(Ok(Said::Moved | Said::Lost)) => {
-                    tokio::time::sleep_until(deadline.min(Instant::now() + AGAIN)).await;
+                    let since: &mut Instant = refused_since.get_or_insert_with(Instant::now);
+                    let pause = (since.elapsed() / 10).clamp(AGAIN, AGAIN_MAX);
+                    tokio::time::sleep_until(deadline.min(Instant::now() + pause)).await;
                     self = self.backend.ask(self.question.clone())?;
                 }
                 Ok(Err(_)) => return Err(link_gone()),
@@ -215,7 +220,8 @@ impl Backend {
                     | FromShard::Marks { .. }
                     | FromShard::Left { .. }
                     | FromShard::Page { .. }
-                    | FromShard::User { .. } => {}
+                    | FromShard::User { .. }
+                    | FromShard::LoginsEnded { .. } => {}
                 }
             }
             self.0.in_flight.set(open.len() as f64);
@@ -223,6 +229,15 @@ impl Backend {
         // Dropping the senders is the answer.
         drop(self.open().take());
         self.0.in_flight.set(0.0);
+    }
+
+    /// Tells every gateway that has connections of this user that logins of theirs have ended. Lost where their channel has
+    /// no owner now, or the way is full.
+    pub(crate) fn say_logins_ended(&self, user: &UserId) {
+        let batch = self.batch(ToShard::LoginsEnded { user: user.clone() });
+        if self.0.shards.to_user(user, batch).is_err() {
+            tracing::debug!(%user, "the end of a login could not be said to other gateways now");
+        }
     }
 
     pub fn accounts(&self) -> &Service {

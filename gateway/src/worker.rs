@@ -24,7 +24,7 @@ use banyan_gateway_core::slab::{Key, Slab};
 use banyan_gateway_core::worker::{Effect, Now};
 use banyan_gateway_core::{Worker as Core, worker};
 use banyan_proto::codes::Close;
-use banyan_proto::id::{Epoch, Incarnation, SlotId};
+use banyan_proto::id::{Epoch, Incarnation, SlotId, UnixMs};
 use banyan_proto::link::{FromShard, LinkId, ToShardBatch};
 use banyan_proto::v1;
 use banyan_proto::v1::server_frame::Body;
@@ -67,6 +67,9 @@ const AGAIN: Duration = Duration::from_millis(2);
 const GREETINGS: usize = 1 << 24;
 const LISTENER: Token = Token(1 << 28);
 
+/// What clients are told of an operator's drain.
+const DRAINED: &str = "this server is being emptied";
+
 pub(crate) const TOO_MUCH_HTTP: Refusal = Refusal::overloaded("too many HTTP requests", 1_000);
 
 /// What a worker is told from outside the shards. Bounded by the commands and sockets that are under way.
@@ -80,6 +83,13 @@ pub enum Control {
     Adopt { stream: TcpStream, peer: SocketAddr },
     /// Logins have ended, and their connections with them.
     Revoked(Revocation),
+    /// The token that this connection had shown when its login was looked up does not hold any more.
+    LoginEnded { connection: Key, login: Option<Arc<str>>, issued_at: UnixMs },
+    /// An operator has drained the node: clients are sent to others, as when the process stops, and none is taken; but the
+    /// worker goes on. Said again it begins again.
+    Drain,
+    /// It is not drained any more.
+    Undrain,
     /// Revocations were missed: nobody's token is known to hold any more.
     RevocationsMissed,
     /// There is a way over a link that had none.
@@ -217,6 +227,8 @@ pub struct Worker {
     published: Published,
     metrics_at: u64,
     shard_full: bool,
+    /// Since when clients leave because of an operator's drain; `None`: they do not, or those who had not left have been sent.
+    leaving_since: Option<u64>,
 }
 
 impl Worker {
@@ -256,6 +268,7 @@ impl Worker {
             published: Published::new(number),
             metrics_at: 0,
             shard_full: false,
+            leaving_since: None,
             options,
         })
     }
@@ -327,6 +340,7 @@ impl Worker {
         if self.core.next_deadline() <= now.ms {
             self.core.tick(now);
         }
+        self.send_away(now);
         self.give_up_greetings(now);
         self.close_lingering(now);
         self.perform(now);
@@ -358,6 +372,10 @@ impl Worker {
         }
         if let Some((close_at, _)) = self.lingering.front() {
             at = at.min(*close_at);
+        }
+        if let Some(since) = self.leaving_since {
+            let end = since + self.window_ms();
+            at = at.min(if now.ms < end { end } else { now.ms + AGAIN.as_millis() as u64 });
         }
         let mut wait = Duration::from_millis(at.saturating_sub(now.ms));
         if self.shard_full || !matches!(state, Draining::No) {
@@ -574,7 +592,11 @@ impl Worker {
                 });
                 let Some(index) = upgraded else {
                     // Every place is taken, or the server is stopping.
-                    self.refuse(now, socket, &Refusal::overloaded("no place for this connection", 1_000));
+                    let words = match self.core.is_draining() {
+                        true => DRAINED,
+                        false => "no place for this connection",
+                    };
+                    self.refuse(now, socket, &Refusal::overloaded(words, 1_000));
                     self.deps.admission.leave_address(client);
                     self.release_greeting();
                     return;
@@ -672,6 +694,17 @@ impl Worker {
                 let login = revocation.login.as_deref();
                 self.core.disconnect(now, &revocation.user, login, revocation.number);
             }
+            Control::LoginEnded { connection, login, issued_at } => {
+                self.core.login_ended(now, connection, login.as_deref(), issued_at);
+            }
+            Control::Drain => {
+                self.core.drain(now, self.window_ms(), DRAINED);
+                self.leaving_since = Some(now.ms);
+            }
+            Control::Undrain => {
+                self.core.undrain();
+                self.leaving_since = None;
+            }
             // A thousand revocations came while this thread did not run once. Everybody comes back with their token.
             Control::RevocationsMissed => self.core.close_all(now, Close::ServerError, "please reconnect"),
             Control::Way { link, way } => self.way(link, Some(way)),
@@ -706,6 +739,7 @@ impl Worker {
             person: identity.person.clone(),
             expires_at: identity.expires_at,
             login: identity.login.clone(),
+            issued_at: identity.issued_at,
             as_of: identity.as_of,
         };
         self.core.authenticated(now, connection, Ok(core_identity));
@@ -726,6 +760,9 @@ impl Worker {
                     }
                     Effect::Backend { connection, id, person, command } => {
                         self.deps.aside.carry_out(self.number, connection, id, person, command);
+                    }
+                    Effect::CheckLogin { connection, user, login, issued_at } => {
+                        self.deps.aside.check_login(self.number, connection, user, login, issued_at);
                     }
                     Effect::Resume { connection } => self.read(now, connection),
                     Effect::Drop { connection } => self.drop_socket(now, connection),
@@ -792,10 +829,25 @@ impl Worker {
         self.core.link_lost(now, link);
     }
 
+    fn window_ms(&self) -> u64 {
+        self.options.drain_window.as_millis() as u64
+    }
+
+    /// Ends an operator's drain: whoever has not left by the end of the window is sent, once nothing is owed.
+    fn send_away(&mut self, now: Now) {
+        let Some(since) = self.leaving_since else { return };
+        let late = since + self.options.drain_deadline.as_millis() as u64;
+        if now.ms >= late || (now.ms >= since + self.window_ms() && self.core.is_settled()) {
+            self.leaving_since = None;
+            self.core.close_all(now, Close::Draining, DRAINED);
+        }
+    }
+
     fn drain(&mut self, now: Now, state: Draining) -> Draining {
-        let window = self.options.drain_window.as_millis() as u64;
+        let window = self.window_ms();
         match state {
             Draining::No => {
+                self.leaving_since = None;
                 if let Some(mut listener) = self.listener.take() {
                     drop(listener.deregister(&self.registry));
                 }

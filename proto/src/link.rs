@@ -83,6 +83,12 @@ pub enum ToShard {
         user: UserId,
         push: Arc<v1::server_frame::Body>,
     },
+    /// Logins of this user have ended, or all their tokens, and the store says so: from the gateway that wrote it to the
+    /// owner of the user's channel, for every gateway that has connections of theirs. It proves nothing, so anybody may say
+    /// it; it may be lost, so gateways look at the store now and then anyway.
+    LoginsEnded {
+        user: UserId,
+    },
 }
 
 /// A command to a room.
@@ -196,6 +202,8 @@ pub enum FromShard {
     Page { ticket: Ticket, room: RoomId, epoch: Epoch, page: Result<Page, v1::Error> },
     /// For every connection of this user on the link.
     User { user: UserId, push: Arc<v1::server_frame::Body> },
+    /// Logins of this user may have ended: the store says which.
+    LoginsEnded { user: UserId },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]

@@ -76,10 +76,11 @@ fn frames() -> BTreeMap<String, Vec<u8>> {
         let stream = if matches!(message, FromShard::Page { .. }) { "bulk_down" } else { "down" };
         frames.insert(format!("{stream}_{name}"), frame_of(message));
     }
-    for message in nodes() {
+    // Numbered as they were recorded first.
+    for (n, message) in (44..).zip(nodes()) {
         let mut frame = Vec::new();
         put_node(message, &mut frame);
-        frames.insert(format!("up_node_{}", frames.len()), frame);
+        frames.insert(format!("up_node_{n}"), frame);
     }
     let [frame] = <[_; 1]>::try_from(put_handed(handed()).collect::<Vec<_>>()).unwrap();
     frames.insert("bulk_up_handed".into(), frame);

@@ -163,6 +163,7 @@ fn worker_of(handle: &Handle, message: &ToShard) -> usize {
         ToShard::UserOnline { user }
         | ToShard::UserOffline { user }
         | ToShard::UserRooms { user, .. }
-        | ToShard::Notify { user, .. } => handle.worker_of_user(user.as_str()),
+        | ToShard::Notify { user, .. }
+        | ToShard::LoginsEnded { user } => handle.worker_of_user(user.as_str()),
     }
 }

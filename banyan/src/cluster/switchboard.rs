@@ -163,6 +163,11 @@ impl Switchboard {
         self.0.news.send(news).await.ok();
     }
 
+    /// Whether any slot has an owner and a way to it.
+    pub(crate) fn has_way(&self) -> bool {
+        self.0.table.load().links.iter().any(Option::is_some)
+    }
+
     /// To a run of another node, if there is a link to it. What does not arrive is asked for again.
     pub(crate) fn tell(&self, peer: &Peer, message: NodeMessage) {
         if let Some(link) = self.0.table.load().peers.get(&peer.incarnation) {

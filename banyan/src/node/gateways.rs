@@ -23,11 +23,12 @@ use banyan_gateway_core::forwarded::IpNet;
 use banyan_gateway_core::head::{self, Origins};
 use banyan_proto::link::{FromShard, LinkId};
 use banyan_storage::Accounts;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::drain::{self, Drained, Patience};
 use super::threads::Threads;
 use super::{QUEUE, cores, join, random_bits};
 use crate::config::Config;
@@ -44,6 +45,9 @@ const UNSENT_BYTES: u32 = 16 << 10;
 const HOLD: Duration = Duration::from_secs(5);
 /// Bytes of such commands that one worker holds.
 const HOLD_BYTES: usize = 4 << 20;
+/// In how long a gateway of a cluster has looked up the logins of all its connections once. What ends logins tells the
+/// others; this is for what they did not hear.
+const LOGIN_CHECK: Duration = Duration::from_secs(5 * 60);
 /// How long requests of HTTP may go on while the node stops.
 const HTTP_DRAIN: Duration = Duration::from_secs(5);
 
@@ -69,6 +73,7 @@ impl Ends {
 pub(super) struct Gateways {
     pub(super) clients: SocketAddr,
     pub(super) backend: Backend,
+    controls: Vec<mpsc::Sender<Control>>,
     ended: Vec<oneshot::Receiver<io::Result<()>>>,
     drain_workers: CancellationToken,
     drain_http: CancellationToken,
@@ -102,6 +107,7 @@ impl Gateways {
         let backend_link = LinkId(workers as u32);
         let backend = Backend::new(backend::Options::new(backend_link), shards, accounts.clone());
         let aside = Aside::new(tokio::runtime::Handle::current(), backend.clone(), controls.clone());
+        let aside = if config.is_cluster() { aside.in_cluster() } else { aside };
         let admission = Arc::new(Admission::new(
             Caps {
                 connections: config.limits.connections as usize,
@@ -130,6 +136,7 @@ impl Gateways {
         let mut gateways = Self {
             clients,
             backend: backend.clone(),
+            controls: controls.clone(),
             ended: Vec::new(),
             http: tokio::spawn(http_server.run(drain_http.clone())),
             beside: vec![
@@ -169,6 +176,12 @@ impl Gateways {
             gateways.beside.push(tokio::spawn(backend.run(inbox, gateways.stop_beside.clone())));
         }
         Ok(gateways)
+    }
+
+    /// Clients are sent to others while an operator has drained the node.
+    pub(super) fn follow(&mut self, drained: watch::Receiver<Drained>, patience: Duration) {
+        let (controls, stop) = (self.controls.clone(), self.stop_beside.clone());
+        self.beside.push(tokio::spawn(drain::follow(drained, controls, Patience(patience), stop)));
     }
 
     /// Why a worker has ended by itself, if one has.
@@ -293,6 +306,7 @@ fn gateway_options(
             command: command_limits(config),
             hold_ms: ms(HOLD),
             hold_bytes: HOLD_BYTES,
+            login_check_ms: config.is_cluster().then(|| ms(LOGIN_CHECK)),
             seed: None,
         },
         door: door.clone(),

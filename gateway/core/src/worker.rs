@@ -10,6 +10,7 @@
 mod catch_up;
 mod commands;
 mod deliver;
+mod logins;
 mod rooms;
 mod routes;
 mod subscribe;
@@ -82,6 +83,9 @@ pub struct Options {
     pub hold_ms: u64,
     /// Bytes of all that waits so; above, a command is 108 at once.
     pub hold_bytes: usize,
+    /// In how long all connections have been looked up in the store once. `None`: this process hears of every login that
+    /// ends.
+    pub login_check_ms: Option<u64>,
     /// Of the hash maps. Random, unless a run must repeat another one bit for bit.
     pub seed: Option<u64>,
 }
@@ -93,6 +97,8 @@ pub enum Effect {
     Authenticate { connection: Key, token: String, client: Option<String> },
     /// Carry out a command that needs look-ups; the answer is [`Worker::backend_replied`].
     Backend { connection: Key, id: u64, person: Person, command: Checked },
+    /// Look whether the token of this connection still holds; where it does not, [`Worker::login_ended`].
+    CheckLogin { connection: Key, user: UserId, login: Option<Arc<str>>, issued_at: UnixMs },
     /// Read from this socket again (it was paused).
     Resume { connection: u32 },
     /// Close the socket. The connection is gone from the core already.
@@ -109,6 +115,7 @@ pub struct Identity {
     pub expires_at: UnixMs,
     /// The login that made the token; ends with it.
     pub login: Option<Arc<str>>,
+    pub issued_at: UnixMs,
     /// The number of the last revocation that was known when the token was checked.
     pub as_of: u64,
 }
@@ -117,6 +124,7 @@ pub struct Identity {
 #[derive(Debug)]
 struct Login {
     login: Option<Arc<str>>,
+    issued_at: UnixMs,
     as_of: u64,
 }
 
@@ -222,6 +230,8 @@ pub struct Worker {
     wheel: TimingWheel,
     due: Vec<(u32, u32)>,
     housekeeping_at: u64,
+    /// Whose login is asked for next, of all connections by turns.
+    login_cursor: u32,
     /// Messages for each link to owners, handed over once per turn.
     to_shards: Vec<Vec<ToShard>>,
     effects: Vec<Effect>,
@@ -265,6 +275,7 @@ impl Worker {
             wheel: TimingWheel::new(now.ms, WHEEL_TICK_MS, WHEEL_SPAN_MS),
             due: Vec::new(),
             housekeeping_at: now.ms + 1_000,
+            login_cursor: 0,
             to_shards: (0..links).map(|_| Vec::new()).collect(),
             effects: Vec::new(),
             counters: Counters::default(),
@@ -457,6 +468,15 @@ impl Worker {
                 self.push(index, push);
             }
         }
+    }
+
+    /// Nobody is told to go any more, and connections are taken again. Who was told may have gone.
+    pub fn undrain(&mut self) {
+        self.draining = None;
+    }
+
+    pub const fn is_draining(&self) -> bool {
+        self.draining.is_some()
     }
 
     /// Nothing is owed to anybody: no command waits for its reply, nothing queued for a socket that takes bytes.

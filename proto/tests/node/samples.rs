@@ -125,6 +125,7 @@ pub(crate) fn to_shard() -> Vec<(String, ToShard)> {
         ToShard::UserOffline { .. } => "user_offline",
         ToShard::UserRooms { .. } => "user_rooms",
         ToShard::Notify { .. } => "notify",
+        ToShard::LoginsEnded { .. } => "logins_ended",
     };
     let mut all: Vec<_> = commands()
         .into_iter()
@@ -163,6 +164,7 @@ pub(crate) fn to_shard() -> Vec<(String, ToShard)> {
         ToShard::UserRooms { ticket: Ticket(6), user: user("bob"), after: Some(room()), limit: 100 },
         ToShard::UserRooms { ticket: Ticket(6), user: user("bob"), after: None, limit: 1 },
         ToShard::Notify { user: user("bob"), push: Arc::new(Body::Room(of_room())) },
+        ToShard::LoginsEnded { user: user("auth0|1") },
     ];
     all.extend(others.into_iter().zip(1..).map(|(message, n)| (format!("{}_{n}", name(&message)), message)));
     all
@@ -185,6 +187,7 @@ pub(crate) fn from_shard() -> Vec<(String, FromShard)> {
         FromShard::Left { .. } => "left",
         FromShard::Page { .. } => "page",
         FromShard::User { .. } => "user",
+        FromShard::LoginsEnded { .. } => "logins_ended",
     };
     let (room, epoch, ticket) = (room(), Epoch(3 << 32 | 7), Ticket(42));
     let answer = |answer| FromShard::Answer { ticket, epoch, answer };
@@ -248,6 +251,7 @@ pub(crate) fn from_shard() -> Vec<(String, FromShard)> {
             user: user("bob"),
             push: Arc::new(Body::RoomGone(v1::RoomGone { room: "r".into(), code: 4 })),
         },
+        FromShard::LoginsEnded { user: user("auth0|1") },
     ];
     messages.into_iter().zip(1..).map(|(message, n)| (format!("{}_{n}", name(&message)), message)).collect()
 }

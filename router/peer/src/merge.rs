@@ -22,7 +22,8 @@ fn shared(message: &FromShard) -> Option<Shared> {
         | FromShard::Moved { .. }
         | FromShard::Head { .. }
         | FromShard::Left { .. }
-        | FromShard::Page { .. } => None,
+        | FromShard::Page { .. }
+        | FromShard::LoginsEnded { .. } => None,
     }
 }
 

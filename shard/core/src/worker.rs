@@ -506,6 +506,15 @@ impl Worker {
                     }
                 }
             }
+            // Says nothing of a room, and only that somebody should look: it waits for no barrier.
+            ToShard::LoginsEnded { user } => {
+                for link in self.users.links(&user) {
+                    if let Some(outbox) = self.outboxes.get_mut(link) {
+                        let message = FromShard::LoginsEnded { user: user.clone() };
+                        self.counters.link_dropped += outbox.push(message);
+                    }
+                }
+            }
         }
     }
 

@@ -112,6 +112,7 @@ impl Gateway {
             fragments: 16,
             in_flight: 64,
             connections_per_user: 100,
+            login_check_ms: None,
             command: command::Limits::default(),
             hold_ms: plan.ttl / MS + 2_000,
             hold_bytes: 4 << 20,
@@ -323,6 +324,8 @@ impl World {
                         }
                     }
                     Effect::Moved { slot, epoch, owner } => self.gateway_moved(number, slot, epoch, owner),
+                    // No login ends in these worlds, and none is looked up by turns.
+                    Effect::CheckLogin { .. } => {}
                 }
             }
         }
@@ -349,6 +352,7 @@ impl World {
             person: Person { user: UserId::parse(name).expect("a user's name"), name: name.into() },
             expires_at: UnixMs(u64::MAX >> 12),
             login: None,
+            issued_at: UnixMs(0),
             as_of: 0,
         };
         if let Some((worker, now)) = self.worker(gateway, 2) {
@@ -773,6 +777,7 @@ fn words_of(message: &FromShard) -> String {
             Err(error) => format!("no page of {room} at epoch {epoch}: {}", error.code),
         },
         FromShard::User { user, .. } => format!("a push to {user}"),
+        FromShard::LoginsEnded { user } => format!("logins of {user} have ended"),
     }
 }
 
@@ -796,6 +801,7 @@ fn question_of(message: &ToShard) -> String {
         ToShard::UserOffline { user } => format!("{user} offline"),
         ToShard::UserRooms { user, .. } => format!("rooms of {user}"),
         ToShard::Notify { user, .. } => format!("notify {user}"),
+        ToShard::LoginsEnded { user } => format!("logins of {user} have ended"),
     }
 }
 

@@ -354,7 +354,8 @@ impl Worker {
             connection.expires_at = identity.expires_at;
             connection.expiry_told = false;
         }
-        self.logins.insert(index, Login { login: identity.login.clone(), as_of: identity.as_of });
+        let Identity { login, issued_at, as_of, .. } = identity;
+        self.logins.insert(index, Login { login: login.clone(), issued_at: *issued_at, as_of: *as_of });
         self.arm(now, index);
     }
 

@@ -67,6 +67,7 @@ impl Worker {
             FromShard::Page { ticket, epoch, page, .. } => self.page(now, ticket, epoch, page),
             FromShard::Moved { slot, ticket, epoch, owner } => self.moved(now, slot, ticket, epoch, owner),
             FromShard::User { user, push } => self.user_push(&user, &push),
+            FromShard::LoginsEnded { user } => self.look_at_logins_of(&user),
         }
     }
 

@@ -22,6 +22,9 @@ use crate::connection::{Pending, What};
 /// When an owner that does not take a question (yet) is asked again: a small part of the stall that a planned change of
 /// owner may cost.
 const AGAIN_MS: u64 = 10;
+/// It is asked less often the longer it refuses: a stall grows by a tenth at most, and by this much. A small part of the
+/// time that a command is held (`hold_ms`); who names another owner ends the pause.
+const AGAIN_MAX_MS: u64 = 250;
 /// A page that no owner can be asked for goes back to its cursor, which asks again: it holds up other cursors' pages.
 const HOLD_PULL_MS: u64 = 500;
 /// What a held question counts for beside its texts.
@@ -53,6 +56,8 @@ pub(super) struct Slot {
     waits: bool,
     /// Nothing is offered before this.
     retry_at: u64,
+    /// Since when whoever was asked has refused, as far as `retry_at` is not long past.
+    refused_since: u64,
     /// When the owner, or the way to it, last changed.
     changed_at: u64,
     /// Rooms and users (by their slabs) that live in it.
@@ -93,6 +98,15 @@ pub(super) struct Routes {
 }
 
 impl Slot {
+    /// Whoever was asked has not taken something.
+    fn refused(&mut self, now_ms: u64) {
+        if now_ms > self.retry_at + AGAIN_MAX_MS {
+            self.refused_since = now_ms;
+        }
+        let refused_for = now_ms.saturating_sub(self.refused_since);
+        self.retry_at = now_ms + (refused_for / 10).clamp(AGAIN_MS, AGAIN_MAX_MS);
+    }
+
     fn settle(&mut self) {
         self.open = self.link.is_some() && self.confirmed && self.held.is_empty() && !self.restate;
     }
@@ -486,7 +500,7 @@ impl Worker {
                 ToShard::Interest { room, .. } | ToShard::Uninterest { room } => (routes.of_room(room), None),
                 ToShard::UserOnline { user } | ToShard::UserOffline { user } => (routes.of_user(user), None),
                 ToShard::UserRooms { user, ticket, .. } => (routes.of_user(user), Some(*ticket)),
-                ToShard::Notify { user, .. } => (routes.of_user(user), None),
+                ToShard::Notify { user, .. } | ToShard::LoginsEnded { user } => (routes.of_user(user), None),
             };
             let taken = of.is_none_or(|of| of == slot);
             if taken {
@@ -663,11 +677,12 @@ impl Worker {
         self.counters.moved += 1;
         let question = at.and_then(|at| self.take_flying(slot, at));
         let entry = self.routes.at(slot);
-        entry.retry_at = now.ms + AGAIN_MS;
+        entry.refused(now.ms);
+        let retry_at = entry.retry_at;
         if at.is_none() {
             entry.restate = true;
             entry.open = false;
-            self.wait(slot, now.ms + AGAIN_MS);
+            self.wait(slot, retry_at);
             self.heard_to_here(slot);
         }
         if let Some(question) = question {

@@ -55,7 +55,9 @@ impl Worker {
         }
         self.retry_pulls(now);
         if now.ms >= self.housekeeping_at {
+            let elapsed = now.ms + HOUSEKEEPING_MS - self.housekeeping_at;
             self.housekeeping_at = now.ms + HOUSEKEEPING_MS;
+            self.look_at_logins(elapsed);
             self.tend_rings(now, RING_QUIET_MS);
             self.drop_unused(now, ROOM_UNUSED_MS);
             self.restate_interests();

@@ -113,7 +113,7 @@ impl Outbox {
                 self.dirty.insert(room);
                 0
             }
-            FromShard::Marks { .. } | FromShard::User { .. } => 1,
+            FromShard::Marks { .. } | FromShard::User { .. } | FromShard::LoginsEnded { .. } => 1,
         }
     }
 

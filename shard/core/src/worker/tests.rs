@@ -786,6 +786,22 @@ fn user_channels_go_with_their_slot_and_are_stated_again() {
 }
 
 #[test]
+fn the_end_of_logins_reaches_every_link_that_the_user_is_on_and_no_other() {
+    let mut world = World::new();
+    let user = |name: &str| UserId::parse(name).unwrap();
+    for (link, name) in [(LINK, "bob"), (LinkId(77), "bob"), (LinkId(78), "carol")] {
+        world.input(Input::Link { link, message: ToShard::UserOnline { user: user(name) } });
+    }
+    world.said.clear();
+    // From a gateway that has no connection of theirs.
+    world.input(Input::Link { link: LinkId(79), message: ToShard::LoginsEnded { user: user("bob") } });
+    let mut told: Vec<_> = world.said.iter().map(|(link, said)| (*link, said.clone())).collect();
+    told.sort_by_key(|(link, _)| *link);
+    let ended = FromShard::LoginsEnded { user: user("bob") };
+    assert_eq!(told, [(LINK, ended.clone()), (LinkId(77), ended)]);
+}
+
+#[test]
 fn a_worker_that_stops_completes_what_is_in_flight_and_closes_its_rooms() {
     let mut world = World::new();
     world.ask("r", create());

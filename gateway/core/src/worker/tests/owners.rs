@@ -424,6 +424,41 @@ fn an_owner_that_does_not_serve_yet_is_asked_until_it_does_and_order_is_kept() {
     w.end();
 }
 
+#[test]
+fn an_owner_that_refuses_is_asked_less_and_less_often_and_the_next_one_at_once() {
+    let mut w = World::new();
+    w.room("r", &["ann"], 1);
+    let c = w.json("ann");
+    let mut refused_within = |w: &mut World, ms: u64| {
+        let before = w.worker.counters().moved;
+        w.pass(ms);
+        w.worker.counters().moved - before
+    };
+    for _ in 0..2 {
+        w.owner.slot("r").serves = false;
+        w.send(c, "r", "m");
+        // Where a planned change of owner ends; the fields of an earlier refusal mean nothing.
+        let at_first = refused_within(&mut w, 100);
+        assert!((8..=11).contains(&at_first), "{at_first}");
+        let later = refused_within(&mut w, 3_000);
+        assert!((20..=40).contains(&later), "{later}");
+        let last = refused_within(&mut w, 1_000);
+        assert!((3..=5).contains(&last), "{last}");
+        // It does serve after all: within the pause.
+        w.owner.slot("r").serves = true;
+        w.pass(250);
+        assert_eq!(w.read(c).len(), 1);
+        w.pass(1_000);
+    }
+    w.owner.slot("r").serves = false;
+    w.send(c, "r", "m");
+    w.pass(3_000);
+    w.hand_over("r");
+    w.run();
+    assert_eq!(w.read(c).len(), 1, "another owner is asked at once");
+    w.end();
+}
+
 // ---------------------------------------------------------------- epochs
 
 #[test]

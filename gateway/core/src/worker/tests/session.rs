@@ -500,6 +500,23 @@ fn draining_sends_clients_away_and_takes_no_new_ones() {
 }
 
 #[test]
+fn who_has_not_gone_by_the_end_of_a_drain_stays_and_others_come_again() {
+    let mut w = World::new();
+    let c = w.json("ann");
+    w.worker.drain(w.now, 1_000, "drained");
+    w.run();
+    assert_eq!(w.read(c), ["reconnect 1000"]);
+    assert!(w.worker.is_draining());
+    w.worker.undrain();
+    assert!(!w.worker.is_draining());
+    let other = w.json("bob");
+    assert!(w.read(other).is_empty(), "nobody is told to go");
+    w.pass(5_000);
+    assert!(w.clients[c].alive);
+    w.end();
+}
+
+#[test]
 fn a_worker_that_owes_a_reply_is_not_settled() {
     let mut w = World::new();
     w.owner.held = Some([].into());

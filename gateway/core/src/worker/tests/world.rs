@@ -215,7 +215,9 @@ impl Owner {
             | FromShard::Marks { room, .. }
             | FromShard::Left { room, .. }
             | FromShard::Page { room, .. } => Some(slot_of(room.as_str())),
-            FromShard::User { user, .. } => Some(slot_of(&format!("~{user}"))),
+            FromShard::User { user, .. } | FromShard::LoginsEnded { user } => {
+                Some(slot_of(&format!("~{user}")))
+            }
         }
     }
 
@@ -326,7 +328,9 @@ impl Owner {
             ToShard::Pull { room, ticket, .. } => (room.as_str().to_owned(), Some(*ticket)),
             ToShard::Interest { room, .. } | ToShard::Uninterest { room } => (room.as_str().to_owned(), None),
             ToShard::UserOnline { user } | ToShard::UserOffline { user } => (format!("~{user}"), None),
-            ToShard::UserRooms { .. } | ToShard::Notify { .. } => panic!("not a worker's: {message:?}"),
+            ToShard::UserRooms { .. } | ToShard::Notify { .. } | ToShard::LoginsEnded { .. } => {
+                panic!("not a worker's: {message:?}")
+            }
         };
         let slot = *self.slot(&name);
         if slot.link != link || !slot.serves {
@@ -384,7 +388,9 @@ impl Owner {
             }
             ToShard::UserOnline { user } => self.user_channel.push(format!("+{user}")),
             ToShard::UserOffline { user } => self.user_channel.push(format!("-{user}")),
-            ToShard::UserRooms { .. } | ToShard::Notify { .. } => panic!("not a worker's: {message:?}"),
+            ToShard::UserRooms { .. } | ToShard::Notify { .. } | ToShard::LoginsEnded { .. } => {
+                panic!("not a worker's: {message:?}")
+            }
         }
     }
 
@@ -574,6 +580,9 @@ pub(super) struct World {
     pub(super) clients: Vec<Client>,
     pub(super) tokens: Option<Vec<(Key, String)>>,
     pub(super) backend: Option<Vec<(Key, u64)>>,
+    /// Logins that the store does not have (any more), and whose were looked up.
+    pub(super) ended: BTreeSet<String>,
+    pub(super) checked: Vec<u32>,
     /// The table is told of an owner as soon as somebody has named it.
     pub(super) follows: bool,
 }
@@ -596,6 +605,7 @@ pub(super) fn options() -> Options {
         fragments: 16,
         in_flight: 64,
         connections_per_user: 100,
+        login_check_ms: None,
         command: command::Limits::default(),
         hold_ms: 5_000,
         hold_bytes: 4 << 20,
@@ -647,6 +657,8 @@ impl World {
             clients: Vec::new(),
             tokens: None,
             backend: None,
+            ended: BTreeSet::new(),
+            checked: Vec::new(),
             follows: true,
         }
     }
@@ -895,6 +907,13 @@ impl World {
                             self.worker.backend_replied(self.now, connection, id, Ok(body));
                         }
                     },
+                    Effect::CheckLogin { connection, login, issued_at, .. } => {
+                        self.checked.push(connection.index);
+                        let login = login.as_deref();
+                        if login.is_some_and(|login| self.ended.contains(login)) {
+                            self.worker.login_ended(self.now, connection, login, issued_at);
+                        }
+                    }
                     Effect::Resume { connection } => {
                         assert!(self.worker.wants_read(connection), "resumed, but not read");
                         let client =
@@ -932,6 +951,7 @@ impl World {
                 person: Person { user: UserId::parse(name).unwrap(), name: name.into() },
                 expires_at: UnixMs(self.now.unix.0 + lives_ms.parse::<u64>().unwrap()),
                 login,
+                issued_at: UnixMs(1),
                 as_of: 0,
             }),
         };
