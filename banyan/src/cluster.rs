@@ -114,6 +114,11 @@ impl Cluster {
         let slots = agree(&*etcd, founding).await?;
         let identity = Identity::of(config, ends)?;
         let security = security(config)?;
+        let incarnation = new_incarnation();
+        // A gateway too: shards would send it away one by one, and nobody would know why.
+        security
+            .check(&identity.me(incarnation))
+            .map_err(|error| Failure::new(Exit::Usage, format!("peer.cert: {error}")))?;
 
         let (unknown, unknown_owners) = mpsc::channel(HINTS);
         let (died, deaths) = mpsc::channel(HINTS);
@@ -137,7 +142,6 @@ impl Cluster {
         };
         let stop = CancellationToken::new();
         let leaving = CancellationToken::new();
-        let incarnation = new_incarnation();
         let doors = Doors::new(ends.senders.len());
         let server = if cluster.roles.shard {
             Some(open_port(config, &security, identity.me(incarnation), &doors, &stop).await?)
@@ -151,6 +155,7 @@ impl Cluster {
         let (said, status) = watch::channel(Status::Joining);
         let (drains, drained) = watch::channel(OperatorsDrain::default());
         let run = Arc::new(Mutex::new(None));
+        crate::last_words::revoke(etcd_options(config)?, Arc::clone(&run));
         let runs = Runs {
             identity,
             incarnation,

@@ -9,6 +9,7 @@ mod data_dir;
 mod failure;
 mod healthcheck;
 mod heap;
+mod last_words;
 mod log_queue;
 mod metrics;
 mod node;

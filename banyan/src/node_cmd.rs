@@ -1,6 +1,7 @@
-//! `banyan node`: who is there, and taking a node's slots away before it is stopped.
+//! `banyan node`: who is there, and emptying a node: slots, and by itself then its clients.
 //!
-//! Does not: stop a node (SIGTERM does, and drains it by itself) or move its clients.
+//! Does not: stop a node (SIGTERM does, and drains it by itself), or send clients away: the node does, when it sees that it
+//! is drained.
 
 use banyan_router::node_key::Role;
 use banyan_router::slot_key::NodeId;

@@ -76,6 +76,7 @@ fn end_by_panic(info: &PanicHookInfo<'_>, queue: &LogQueue) {
     let message: String =
         message.chars().map(|c| if c.is_control() { ' ' } else { c }).take(PANIC_CHARS).collect();
     tracing::error!(location, message, "panicked, the process ends");
+    crate::last_words::say();
     queue.flush();
     let failure = Failure::new(Exit::Internal, format!("bug at {location}: {message}"));
     print_error(
@@ -91,6 +92,42 @@ mod tests {
     use super::*;
 
     const CHILD: &str = "PANIC_TEST_CHILD";
+
+    /// As the words of a node: what is still done before the process ends, and for how long.
+    fn set_last_words(which: &str) {
+        match which {
+            "said" => crate::last_words::set(|| print_error("last words\n")),
+            "hangs" => crate::last_words::set(|| std::thread::sleep(std::time::Duration::from_secs(60))),
+            "panics" => crate::last_words::set(|| panic!("in the last words")),
+            _ => {}
+        }
+    }
+
+    #[test]
+    fn last_words_are_said_once_and_end_in_time_whatever_they_do() {
+        if let Some(which) = std::env::var_os(CHILD) {
+            let log = Log { format: Format::Json, ..Log::default() };
+            let _telemetry = start(&log).unwrap();
+            set_last_words(which.to_str().unwrap());
+            // Two at once: the second one ends nothing early.
+            let other = std::thread::spawn(|| panic!("one"));
+            let _never = std::thread::spawn(|| panic!("one")).join();
+            let _never = other.join();
+            unreachable!("the panic of the other thread ended the process");
+        }
+        let test = "telemetry::tests::last_words_are_said_once_and_end_in_time_whatever_they_do";
+        let program = std::env::current_exe().unwrap();
+        for which in ["none", "said", "hangs", "panics"] {
+            let begun = tokio::time::Instant::now();
+            let mut child = Command::new(&program);
+            child.args(["--exact", test, "--nocapture"]).env(CHILD, which);
+            let child = child.output().unwrap();
+            let err = String::from_utf8_lossy(&child.stderr);
+            assert_eq!(child.status.code(), Some(70), "{which}: {err}");
+            assert_eq!(err.matches("last words\n").count(), usize::from(which == "said"), "{which}: {err}");
+            assert!(begun.elapsed().as_secs() < 10, "{which}");
+        }
+    }
 
     /// Runs itself again as a child whose second thread panics: the hook ends a process, which no thread survives to see.
     #[test]

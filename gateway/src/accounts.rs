@@ -357,6 +357,8 @@ impl Service {
     fn issue(&self, row: &UserRow, login: Option<&str>, now: UnixMs) -> Result<token::Issued, v1::Error> {
         let lifetime = self.0.options.token_lifetime;
         let spec = TokenSpec { user: &row.user, name: Some(&row.name), login, lifetime };
+        // Everything may have been ended by a node whose clock is ahead: who logs in after that is not to wait for it.
+        let now = now.max(row.tokens_not_before);
         token::issue(&self.0.keys.load(), &spec, now).map_err(|error| {
             tracing::error!(%error, "a token could not be signed");
             Code::Internal.error("the token could not be signed")

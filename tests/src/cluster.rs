@@ -273,6 +273,20 @@ impl Cluster {
 
     /// Starts one more node, and waits until it is ready.
     pub async fn add(&mut self, plan: NodePlan) -> anyhow::Result<()> {
+        let mut node = self.begin(plan).await?;
+        node.wait_ready().await?;
+        self.nodes.insert(node.plan.name.clone(), node);
+        Ok(())
+    }
+
+    /// Starts one more node, which may take its time to be ready, or never be.
+    pub async fn place(&mut self, plan: NodePlan) -> anyhow::Result<()> {
+        let node = self.begin(plan).await?;
+        self.nodes.insert(node.plan.name.clone(), node);
+        Ok(())
+    }
+
+    async fn begin(&self, plan: NodePlan) -> anyhow::Result<Node> {
         ensure!(!self.nodes.contains_key(&plan.name), "there is a node {} already", plan.name);
         let ports = Ports::free(3)?;
         let peers: SocketAddr = (Ipv4Addr::LOCALHOST, ports.at(2)).into();
@@ -289,10 +303,7 @@ impl Cluster {
         };
         let recipe = self.recipe(&plan, &ports, proxy.as_ref(), &to_etcd, clock.as_ref())?;
         let process = Process::start(recipe)?;
-        let mut node = Node { plan, process, proxy, to_etcd, clock, ports };
-        node.wait_ready().await?;
-        self.nodes.insert(node.plan.name.clone(), node);
-        Ok(())
+        Ok(Node { plan, process, proxy, to_etcd, clock, ports })
     }
 
     pub fn node(&mut self, name: &str) -> anyhow::Result<&mut Node> {

@@ -70,8 +70,8 @@ const STAGES: &[Stage] = &[
     },
     Stage {
         name: "cql",
-        about: "the store's contract on Cassandra, one node and three",
-        needs: &[Tool::Cassandra],
+        about: "Cassandra: the store's contract on one node and three; nodes on it, their operators, their bad input",
+        needs: &[Tool::Cassandra, Tool::Etcd, Tool::Compiler],
         run: |c, log| chosen(c, log, |test| own(test) == Some("cql")),
     },
     Stage {
@@ -121,7 +121,8 @@ const STAGES: &[Stage] = &[
 
 /// The package of end-to-end tests, and those of its targets that have a stage of their own.
 const E2E: &str = "banyan-tests";
-const OWN_STAGE: &[&str] = &["admin", "browser", "chaos", "clients", "crash"];
+const OWN_STAGE: &[&str] =
+    &["admin", "browser", "chaos", "clients", "cluster", "cluster_bad_input", "crash"];
 
 /// Test executables of other packages that need servers, and the stage that runs them instead of `unit`.
 const ON_SERVERS: &[(&str, &str, &str)] = &[
@@ -130,6 +131,8 @@ const ON_SERVERS: &[(&str, &str, &str)] = &[
     ("banyan", "ring", "etcd"),
     ("banyan-storage-scylla", "cql", "cql"),
     ("banyan-test-servers", "cassandra", "cql"),
+    ("banyan-tests", "cluster", "cql"),
+    ("banyan-tests", "cluster_bad_input", "cql"),
     ("banyan-test-servers", "balancers", "deploy"),
     ("banyan-test-servers", "others", "deploy"),
 ];

@@ -497,3 +497,50 @@ async fn maintenance_takes_up_new_keys_sweeps_and_ends() {
     drain.cancel();
     maintained.await.unwrap();
 }
+
+/// Another node's accounts on the same store, with a clock of its own.
+fn beside(world: &World, ahead_ms: u64) -> Service {
+    let clock = Arc::clone(&world.clock);
+    let options = Options {
+        clock: Clock::new(move || UnixMs(clock.load(Ordering::Relaxed) + ahead_ms)),
+        ..cheap()
+    };
+    Service::new(options, Arc::clone(&world.store), world.keys.clone(), None).unwrap()
+}
+
+#[tokio::test]
+async fn what_ends_on_one_node_has_ended_on_another() {
+    let world = world();
+    let other = beside(&world, 0);
+    let one = world.ann().await;
+    let two = other.login("ann", "correct horse", LOCAL).await.unwrap();
+    let foreign = other.authenticate(&world.foreign("auth0|1", None)).await.unwrap();
+    let (one_there, two_there) =
+        (other.authenticate(&one.token).await.unwrap(), other.authenticate(&two.token).await.unwrap());
+    let ended = async |identity: &Identity| {
+        let login = identity.login.as_deref();
+        other.has_ended(&identity.person.user, login, identity.issued_at).await
+    };
+    for identity in [&one_there, &two_there, &foreign] {
+        assert_eq!(ended(identity).await, Ok(false));
+    }
+    world.service.logout(&one.token, false).await.unwrap();
+    assert_eq!((ended(&one_there).await, ended(&two_there).await), (Ok(true), Ok(false)));
+    world.service.logout(&two.token, true).await.unwrap();
+    assert_eq!((ended(&two_there).await, ended(&foreign).await), (Ok(true), Ok(false)));
+    world.service.set_disabled(&foreign.person.user, true).await.unwrap();
+    assert_eq!(ended(&foreign).await, Ok(true));
+}
+
+#[tokio::test]
+async fn who_logs_in_after_all_was_ended_by_a_clock_ahead_is_in() {
+    let world = world();
+    let ahead = beside(&world, 20_000);
+    let old = world.ann().await;
+    ahead.logout(&old.token, true).await.unwrap();
+    assert_eq!(world.service.authenticate(&old.token).await, Err(Refusal::Unauthenticated));
+    let new = world.service.login("ann", "correct horse", LOCAL).await.unwrap();
+    for service in [&world.service, &ahead] {
+        assert_eq!(service.authenticate(&new.token).await.map(|who| who.person.user), Ok(new.user.clone()));
+    }
+}

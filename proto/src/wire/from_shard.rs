@@ -147,7 +147,9 @@ pub fn put_from_shard(ends: &[LinkId], message: FromShard, frame: &mut Vec<u8>) 
             user: user.as_str().to_owned(),
             push: Some(server_frame(Arc::unwrap_or_clone(push))),
         })),
-        FromShard::LoginsEnded { user } => put_one(Message::LoginsEnded(user.as_str().to_owned())),
+        FromShard::LoginsEnded { user } => {
+            put_one(Message::LoginsEnded(wire::LoginsEnded { user: user.as_str().to_owned() }));
+        }
         // Goes by the other stream.
         FromShard::Page { .. } => debug_assert!(false, "a page on the live stream"),
     }
@@ -379,7 +381,7 @@ fn from_wire(message: Message) -> Result<Option<FromShard>, Error> {
             Some(push) => FromShard::User { user: user(&of.user)?, push: Arc::new(push) },
             None => return Ok(None),
         },
-        Message::LoginsEnded(id) => FromShard::LoginsEnded { user: user(&id)? },
+        Message::LoginsEnded(of) => FromShard::LoginsEnded { user: user(&of.user)? },
     }))
 }
 

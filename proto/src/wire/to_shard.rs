@@ -131,7 +131,9 @@ fn to_wire(message: ToShard) -> Message {
             user: text(user.as_str()),
             push: Some(server_frame(Arc::unwrap_or_clone(push))),
         }),
-        ToShard::LoginsEnded { user } => Message::LoginsEnded(text(user.as_str())),
+        ToShard::LoginsEnded { user } => {
+            Message::LoginsEnded(wire::LoginsEnded { user: text(user.as_str()) })
+        }
     }
 }
 
@@ -222,7 +224,7 @@ fn from_wire(message: Message) -> Result<Known, Error> {
             // A push that this release cannot hand on.
             None => return Ok(Known::Skipped),
         },
-        Message::LoginsEnded(id) => ToShard::LoginsEnded { user: user(&id)? },
+        Message::LoginsEnded(of) => ToShard::LoginsEnded { user: user(&of.user)? },
     }))
 }
 

@@ -50,7 +50,7 @@ impl Security {
     }
 
     /// The own certificate is that of this node, with all of its roles.
-    pub(crate) fn check(&self, me: &Me) -> Result<(), Error> {
+    pub fn check(&self, me: &Me) -> Result<(), Error> {
         let Self::Tls(tls) = self else { return Ok(()) };
         let allowed = tls.identity().allows(&me.node, &me.cluster, &me.roles);
         allowed.map_err(|why| Error::Certificate(why.words().to_owned()))
