@@ -632,7 +632,10 @@ impl Runs {
     async fn refused(&self, Died(incarnation): Died, run: &RunnerHandle) {
         let witness = self.identity.node.clone();
         run.input(Input::Refused { incarnation, witness }).await.ok();
-        self.board.tell_all(NodeMessage::Refused { incarnation });
+        // Of a node that is a gateway only, others take no such word: its certificate is worth less. It would lose its links.
+        if self.roles.shard {
+            self.board.tell_all(NodeMessage::Refused { incarnation });
+        }
     }
 }
 

@@ -286,7 +286,7 @@ impl Cluster {
         Ok(())
     }
 
-    async fn begin(&self, plan: NodePlan) -> anyhow::Result<Node> {
+    async fn begin(&mut self, plan: NodePlan) -> anyhow::Result<Node> {
         ensure!(!self.nodes.contains_key(&plan.name), "there is a node {} already", plan.name);
         let ports = Ports::free(3)?;
         let peers: SocketAddr = (Ipv4Addr::LOCALHOST, ports.at(2)).into();
