@@ -194,7 +194,11 @@ impl Cluster {
     }
 
     async fn is_up(&mut self) -> Result<(), Failure> {
-        let up = |status: &Status| !matches!(status, Status::Joining | Status::Run(Standing::Starting));
+        // A first run that ends is followed by another one, or by the reason why none follows.
+        let up = |status: &Status| {
+            use Standing::{Dead, Starting};
+            !matches!(status, Status::Joining | Status::Rejoining | Status::Run(Starting | Dead))
+        };
         match self.status.wait_for(up).await.map(|status| *status) {
             Ok(Status::Failed) | Err(_) => Err(self.failed_run().await),
             Ok(_) => Ok(()),

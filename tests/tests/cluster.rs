@@ -116,14 +116,14 @@ impl World {
 
     async fn operator(&self, arguments: &[&str]) {
         let mut command: Command = self.cluster.banyan(arguments);
-        command.args(self.cluster.ring_arguments());
+        command.args(["--etcd", &self.cluster.etcd.endpoints().join(",")]);
         let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{arguments:?}: {said}");
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[tokio::test]
 async fn operators_and_clients_see_what_the_documents_say() {
     let work = tempfile::Builder::new().prefix("banyan-cluster-").tempdir().unwrap();
     let plan = Plan {

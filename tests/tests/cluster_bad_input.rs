@@ -148,7 +148,7 @@ impl Running {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[tokio::test]
 async fn bad_input_gets_clear_words_and_the_right_exit_code() {
     let work = tempfile::Builder::new().prefix("banyan-bad-input-").tempdir().unwrap();
     let plan = Plan {
