@@ -269,7 +269,7 @@ async fn a_clock_an_hour_ahead(cluster: &Cluster, work: &Path) {
         .start();
     ahead.is("ready").await;
     let mut show = cluster.banyan(&["ring", "show", "--json"]);
-    show.args(cluster.ring_arguments());
+    show.args(["--etcd", &cluster.etcd.endpoints().join(",")]);
     let begun = Instant::now();
     loop {
         let output = show.output().unwrap();
