@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use banyan_storage::embedded::{self, Embedded, OpenError};
 use banyan_storage::{Accounts, LogStore};
-use banyan_storage_scylla::{Finding, Level, Scylla};
+use banyan_storage_scylla::{Finding, Level, Scylla, schema};
 
 use crate::config::Config;
 use crate::failure::{Exit, Failure};
@@ -24,7 +24,11 @@ impl Store {
         for Finding { level, text } in server.check().await {
             match level {
                 Level::Error => {
-                    let failure = Failure::new(Exit::Usage, format!("the store: {text}"));
+                    // What a newer release has written is as with a data directory; the rest is a wrong setting.
+                    let stored = server.schema_version().await.ok().flatten();
+                    let newer = stored.is_some_and(|stored| stored > schema::NEWEST);
+                    let exit = if newer { Exit::Io } else { Exit::Usage };
+                    let failure = Failure::new(exit, format!("the store: {text}"));
                     return Err(failure.with_hint("`banyan schema check` looks at it again"));
                 }
                 Level::Warning => tracing::warn!("the store: {text}"),
