@@ -217,7 +217,10 @@ async fn a_drained_gateway_sends_its_clients_away_and_takes_them_again(world: &m
     }
     after.sort_unstable();
     println!("told to come back after {after:?} ms, {:?} after the command began", begun.elapsed());
-    assert!(after.windows(2).any(|two| two[0] < two[1]) && after[3] <= 2_000, "spread over the window: {after:?}");
+    assert!(
+        after.windows(2).any(|two| two[0] < two[1]) && after[3] <= 2_000,
+        "spread over the window: {after:?}"
+    );
     let refused = Connection::open_within(Duration::from_secs(5), b, &token).await;
     assert!(refused.is_err(), "a drained node takes no connection");
     for client in &mut clients {

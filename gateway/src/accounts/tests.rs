@@ -501,10 +501,8 @@ async fn maintenance_takes_up_new_keys_sweeps_and_ends() {
 /// Another node's accounts on the same store, with a clock of its own.
 fn beside(world: &World, ahead_ms: u64) -> Service {
     let clock = Arc::clone(&world.clock);
-    let options = Options {
-        clock: Clock::new(move || UnixMs(clock.load(Ordering::Relaxed) + ahead_ms)),
-        ..cheap()
-    };
+    let options =
+        Options { clock: Clock::new(move || UnixMs(clock.load(Ordering::Relaxed) + ahead_ms)), ..cheap() };
     Service::new(options, Arc::clone(&world.store), world.keys.clone(), None).unwrap()
 }
 

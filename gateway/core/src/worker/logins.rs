@@ -43,7 +43,8 @@ impl Worker {
     }
 
     fn ask_for_login(&mut self, index: u32) -> bool {
-        let (Some(connection), Some(login)) = (self.connections.key_of(index), self.logins.get(&index)) else {
+        let (Some(connection), Some(login)) = (self.connections.key_of(index), self.logins.get(&index))
+        else {
             return false;
         };
         let Some(user) = self.connections.get(index).and_then(|entry| self.users.get(entry.user)) else {
@@ -61,9 +62,10 @@ impl Worker {
     /// The answer to [`Effect::CheckLogin`] where it is no. Whoever has shown another token meanwhile stays.
     pub fn login_ended(&mut self, now: Now, connection: Key, login: Option<&str>, issued_at: UnixMs) {
         let same = self.connections.get_key(connection).is_some()
-            && self.logins.get(&connection.index).is_some_and(|entry| {
-                entry.login.as_deref() == login && entry.issued_at == issued_at
-            });
+            && self
+                .logins
+                .get(&connection.index)
+                .is_some_and(|entry| entry.login.as_deref() == login && entry.issued_at == issued_at);
         if same {
             self.close(now, connection.index, Close::Ended, "signed out, disabled or disconnected");
         }
