@@ -98,7 +98,7 @@ mod tests {
         match which {
             "said" => crate::last_words::set(|| print_error("last words\n")),
             "hangs" => crate::last_words::set(|| std::thread::sleep(std::time::Duration::from_secs(60))),
-            "panics" => crate::last_words::set(|| panic!("in the last words")),
+            "panics" => crate::last_words::set(|| panic!("in them")),
             _ => {}
         }
     }
