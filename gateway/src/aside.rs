@@ -164,7 +164,7 @@ impl Aside {
                 && self.in_cluster
             {
                 self.backend.say_logins_ended(&revocation.user);
-                echoes.push(Instant::now(), revocation.user);
+                echoes.push(Instant::now(), &revocation.user);
             }
         }
     }
@@ -175,7 +175,7 @@ impl Aside {
 struct Echoes([VecDeque<(Instant, UserId)>; ECHOES.len()]);
 
 impl Echoes {
-    fn push(&mut self, now: Instant, user: UserId) {
+    fn push(&mut self, now: Instant, user: &UserId) {
         for (queue, after) in self.0.iter_mut().zip(ECHOES) {
             if queue.len() >= ECHOES_MAX {
                 queue.pop_front();
@@ -191,8 +191,8 @@ impl Echoes {
     fn due(&mut self, now: Instant) -> Vec<UserId> {
         let mut due = Vec::new();
         for queue in &mut self.0 {
-            while let Some((_, user)) = queue.pop_front_if(|(at, _)| *at <= now) {
-                due.push(user);
+            while queue.front().is_some_and(|(at, _)| *at <= now) {
+                due.extend(queue.pop_front().map(|(_, user)| user));
             }
         }
         due
@@ -208,14 +208,14 @@ mod tests {
         let mut echoes = Echoes::default();
         let begun = Instant::now();
         let user = |n: usize| UserId::parse(&format!("u{n}")).unwrap();
-        echoes.push(begun, user(1));
+        echoes.push(begun, &user(1));
         assert!(echoes.due(begun).is_empty());
         assert_eq!(echoes.next_at(), Some(begun + ECHOES[0]));
         assert_eq!(echoes.due(begun + ECHOES[0]), [user(1)]);
         assert_eq!(echoes.due(begun + ECHOES[1]), [user(1)]);
         assert_eq!(echoes.next_at(), None);
         for n in 0..ECHOES_MAX + 10 {
-            echoes.push(begun, user(n));
+            echoes.push(begun, &user(n));
         }
         assert_eq!(echoes.due(begun + ECHOES[1]).len(), ECHOES_MAX * ECHOES.len());
     }

@@ -136,6 +136,7 @@ async fn operators_and_clients_see_what_the_documents_say() {
         slots: 64,
         haproxy: false,
         proxies: false,
+        clocks: false,
         // A third of it is the window in which clients leave.
         environment: vec![("BANYAN_SERVER__DRAIN_DEADLINE".to_owned(), "6s".to_owned())],
     };

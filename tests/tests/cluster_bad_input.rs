@@ -7,6 +7,7 @@
     reason = "a test may panic, and its output is kept on failure"
 )]
 
+use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -16,6 +17,7 @@ use banyan_storage_scylla::schema::Replication;
 use banyan_storage_scylla::{Options, Server};
 use banyan_test_servers::Ports;
 use banyan_test_servers::cassandra::CommitLog;
+use banyan_tests::clock::{Clock, Setting, Shim};
 use banyan_tests::cluster::{Cluster, NodePlan, Plan, get};
 use banyan_tests::crash::client::{Connection, sign_up};
 use banyan_tests::server;
@@ -31,7 +33,7 @@ struct Node<'a> {
     cluster: &'a Cluster,
     name: &'static str,
     arguments: Vec<String>,
-    environment: Vec<(&'static str, String)>,
+    environment: Vec<(OsString, OsString)>,
 }
 
 /// Of one that runs. Ends with it.
@@ -59,8 +61,8 @@ impl<'a> Node<'a> {
         self
     }
 
-    fn env(mut self, name: &'static str, value: impl Into<String>) -> Self {
-        self.environment.push((name, value.into()));
+    fn env(mut self, name: &str, value: &str) -> Self {
+        self.environment.push((name.into(), value.into()));
         self
     }
 
@@ -161,6 +163,7 @@ async fn bad_input_gets_clear_words_and_the_right_exit_code() {
         slots: 64,
         haproxy: false,
         proxies: false,
+        clocks: false,
         environment: Vec::new(),
     };
     let mut cluster = Cluster::start(plan, |step| println!("{step}")).await.unwrap();
@@ -249,24 +252,14 @@ async fn addresses(cluster: &Cluster) {
     }
 }
 
-/// Compiles what makes a process's wall clock wrong.
-fn clock_shim(directory: &Path) -> PathBuf {
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("shim/clock_shim.c");
-    let library = directory.join("clock_shim.so");
-    let mut compiler = Command::new("cc");
-    compiler.args(["-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-o"]).arg(&library).arg(source);
-    let output = compiler.arg("-ldl").output().expect("cc, for the shim (apt-get install gcc libc6-dev)");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    library
-}
-
 /// A node of another time owns half of the rooms; nobody notices.
 async fn a_clock_an_hour_ahead(cluster: &Cluster, work: &Path) {
-    let ahead = Node::new(cluster, "ahead")
-        .arg("--roles", "gateway,shard")
-        .env("LD_PRELOAD", clock_shim(work).display().to_string())
-        .env("CLOCK_SHIM_SECONDS", "3600")
-        .start();
+    let shim = Shim::build(work).unwrap();
+    let mut clock = Clock::make(work.join("ahead.clock")).unwrap();
+    clock.set(Setting { ahead_ms: 3_600_000, drift_ppm: 0 }).unwrap();
+    let mut ahead = Node::new(cluster, "ahead").arg("--roles", "gateway,shard");
+    ahead.environment.extend(shim.environment(&clock));
+    let ahead = ahead.start();
     ahead.is("ready").await;
     let mut show = cluster.banyan(&["ring", "show", "--json"]);
     show.args(["--etcd", &cluster.etcd.endpoints().join(",")]);

@@ -121,8 +121,7 @@ const STAGES: &[Stage] = &[
 
 /// The package of end-to-end tests, and those of its targets that have a stage of their own.
 const E2E: &str = "banyan-tests";
-const OWN_STAGE: &[&str] =
-    &["admin", "browser", "chaos", "clients", "cluster", "cluster_bad_input", "crash"];
+const OWN_STAGE: &[&str] = &["admin", "browser", "chaos", "clients", "cluster", "cluster_bad_input", "crash"];
 
 /// Test executables of other packages that need servers, and the stage that runs them instead of `unit`.
 const ON_SERVERS: &[(&str, &str, &str)] = &[
