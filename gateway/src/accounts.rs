@@ -113,6 +113,9 @@ pub enum Refusal {
     /// It is no token of ours, or its login has ended.
     Unauthenticated,
     Expired,
+    /// It is from a time that this server's clock has not reached: whose clock is wrong nobody can say, and another server
+    /// may take it.
+    NotYet,
     Disabled,
     /// The store cannot say now: nothing is said of the token.
     Unavailable,
@@ -125,6 +128,9 @@ impl Refusal {
                 Code::Unauthenticated.error("the token is not valid (any longer): log in again")
             }
             Self::Expired => Code::TokenExpired.error("the token has expired: log in again"),
+            Self::NotYet => Code::Unavailable.error(
+                "the token is from the future by this server's clock: try another server, or compare the clocks",
+            ),
             Self::Disabled => Code::Unauthenticated.error("this account is disabled"),
             Self::Unavailable => unavailable(),
         }
@@ -437,6 +443,7 @@ impl Service {
         let verified = match token::verify(&self.0.keys.load(), token, self.now()) {
             Ok(verified) => verified,
             Err(token::Error::Expired(_)) => return Err(Refusal::Expired),
+            Err(token::Error::NotYet) => return Err(Refusal::NotYet),
             Err(_) => return Err(Refusal::Unauthenticated),
         };
         let name = verified.name.as_deref().and_then(|name| names::display_name(name).ok());

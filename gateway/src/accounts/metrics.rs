@@ -22,7 +22,7 @@ pub(super) struct Metrics {
     /// Ok, taken, bad, throttled, overloaded, other.
     signups: [Counter; 6],
     /// Ok, bad, expired, disabled, unavailable.
-    auths: [Counter; 5],
+    auths: [Counter; 6],
 }
 
 impl std::fmt::Debug for Metrics {
@@ -38,7 +38,7 @@ impl Metrics {
                 .map(|outcome| counter!("banyan_gateway_logins_total", "outcome" => outcome)),
             signups: ["ok", "taken", "bad", "throttled", "overloaded", "other"]
                 .map(|outcome| counter!("banyan_gateway_signups_total", "outcome" => outcome)),
-            auths: ["ok", "bad", "expired", "disabled", "unavailable"]
+            auths: ["ok", "bad", "expired", "disabled", "unavailable", "not_yet"]
                 .map(|outcome| counter!("banyan_gateway_auths_total", "outcome" => outcome)),
         }
     }
@@ -66,6 +66,7 @@ impl Metrics {
             Some(Refusal::Expired) => 2,
             Some(Refusal::Disabled) => 3,
             Some(Refusal::Unavailable) => 4,
+            Some(Refusal::NotYet) => 5,
         };
         self.auths[place].increment(1);
     }

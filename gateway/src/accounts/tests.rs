@@ -277,6 +277,11 @@ async fn a_revocation_between_the_look_and_the_registration_is_seen() {
 async fn renewal_keeps_the_login_and_its_end() {
     let world = world();
     let granted = world.ann().await;
+    // A server whose clock is behind says so; nobody is told to log in again.
+    world.clock.fetch_sub(3_600_000, Ordering::Relaxed);
+    assert_eq!(world.service.authenticate(&granted.token).await, Err(Refusal::NotYet));
+    assert_eq!(Refusal::NotYet.error().code, 108);
+    world.pass(3_600_000);
     let before = world.service.authenticate(&granted.token).await.unwrap();
     world.pass(80_000_000);
     let renewed = world.service.renew(&granted.token).await.unwrap();
