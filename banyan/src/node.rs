@@ -20,6 +20,7 @@ use std::time::Duration;
 
 use banyan_router::{SlotCount, slot_of};
 use banyan_router_etcd::Etcd;
+use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
@@ -192,10 +193,10 @@ impl Node {
             Owners::Alone(alone) => alone.drain().await,
             Owners::Cluster(cluster) => cluster.leave().await,
         }
-        let (store, threads) = (self.store, self.threads);
+        let (store, threads, runtime) = (self.store, self.threads, Handle::current());
         let closed = tokio::task::spawn_blocking(move || {
             threads.join();
-            store.close();
+            store.close(&runtime);
         });
         if let Err(error) = closed.await {
             tracing::error!(%error, "the store was not closed");

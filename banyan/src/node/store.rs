@@ -1,13 +1,19 @@
 //! The store of a node: embedded in its data directory, or the cluster's.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use banyan_storage::embedded::{self, Embedded, OpenError};
 use banyan_storage::{Accounts, LogStore};
 use banyan_storage_scylla::{Finding, Level, Scylla, schema};
+use tokio::runtime::Handle;
+use tokio::time::timeout;
 
 use crate::config::Config;
 use crate::failure::{Exit, Failure};
+
+/// How long the last second's marks may take at the end: a store that does not answer must not hold up a stop.
+const MARKS_DEADLINE: Duration = Duration::from_secs(2);
 
 #[derive(Debug)]
 pub(super) enum Store {
@@ -69,12 +75,17 @@ impl Store {
         }
     }
 
-    /// Everything that was accepted is written. Blocks.
-    pub(super) fn close(self) {
+    /// Everything that was accepted is written; of a cluster's store the marks that wait, for as long as
+    /// [`MARKS_DEADLINE`]. Blocks.
+    pub(super) fn close(self, runtime: &Handle) {
         match self {
             Self::Embedded(store) => store.close(),
-            // Marks wait at most a second, and gateways state them again.
-            Self::Cluster(_) => {}
+            Self::Cluster(store) => {
+                let written = runtime.block_on(async { timeout(MARKS_DEADLINE, store.close()).await });
+                if written.is_err() {
+                    tracing::warn!("the store takes no marks: those of the last second are lost");
+                }
+            }
         }
     }
 }

@@ -123,6 +123,7 @@ mod tests {
         (503_821, "a send that was owed and refused for good counted as paid"),
         (84_108, "a clock that had jumped cut the window of retries without `since` short"),
         (93_915, "the same"),
+        (20_690, "a page that waited for an open came before the leaves that the link had missed"),
         (61_959, "refusals of pages filled the stream of pages: readers kept each other from reading"),
         (68_671, "an add was answered as done already by an owner that had read so on one replica alone"),
         (77_373, "the same"),

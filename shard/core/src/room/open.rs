@@ -261,11 +261,12 @@ impl Room {
         }
         self.reopen_at_ms = None;
         self.watch_tail(now);
+        // Links that an earlier owner had, and, if it was open for reading before, what has turned up since. Before the
+        // pages, which may show what came after somebody's leave.
+        self.tell_heads(now, out);
         for (_, pull) in std::mem::take(&mut self.pulls) {
             self.pull(now, pull, out);
         }
-        // Links that an earlier owner had, and, if it was open for reading before, what has turned up since.
-        self.tell_heads(now, out);
     }
 
     fn not_opened(&mut self, now: Now, error: &v1::Error, out: &mut Vec<Action>) {

@@ -322,6 +322,21 @@ fn links_that_an_earlier_owner_had_are_told_who_left_without_an_event() {
         "{told}"
     );
     assert!(!back.input(Input::Interest { link: LinkId(6), after: Seq(11) }).contains("out"));
+    // A page that waits for the same open comes after it: it may show what came after the leave.
+    let mut slow = Bench::on("r", Config::default(), next.disk.clone(), later(4), Start::Cold);
+    slow.answers = false;
+    slow.input(Input::Interest { link: LinkId(3), after: Seq(6) });
+    slow.input(Input::Pull(PullRequest {
+        link: LinkId(3),
+        ticket: Ticket(9),
+        after: Seq(5),
+        through: None,
+        max_events: 9,
+        max_bytes: 1_000,
+    }));
+    let told = answer_all(&mut slow);
+    let at = |what: &str| told.find(what).unwrap_or_else(|| panic!("{what}: {told}"));
+    assert!(at("3: bob out at 6") < at("page 9: [6, 7]"), "{told}");
     // Who has come further has asked this owner, and was told.
     assert_eq!(
         next.input(Input::Interest { link: LinkId(4), after: Seq(7) }),
