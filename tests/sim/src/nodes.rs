@@ -41,6 +41,9 @@ use crate::world::{Caller, Event, Process, START, World};
 const TICK: Time = 300 * MS;
 /// Marks are written so often at most.
 const MARKS_PERIOD: Time = SECOND;
+/// Pages that a stream takes once all is healed: what one between processes holds at least (32 MiB, pages of 64 KiB at most).
+/// Readers far behind must not wait for each other then: what they wait for has no bound but the deadline.
+const PAGES_HEALED: usize = 512;
 
 /// What a node asked the store for.
 #[derive(Debug, Clone, Copy)]
@@ -607,7 +610,8 @@ impl World {
             self.put_on_link(at, Way::Down, batch, time);
         }
         if !pages.is_empty() {
-            if self.links[usize::from(at)].pages_waiting() >= self.plan.link_capacity {
+            let space = if self.healed { PAGES_HEALED } else { self.plan.link_capacity };
+            if self.links[usize::from(at)].pages_waiting() >= space {
                 // Their stream is full: the question is answered all the same.
                 for message in &mut pages {
                     if let FromShard::Page { page, .. } = message {

@@ -132,6 +132,7 @@ mod tests {
         (55_223, "a mark on one replica alone was told and not written again by who told it"),
         (57_601, "a drained room passed its marks on as written, and they died in its owner's gate"),
         (75_377, "the same"),
+        (7_000_881, "a stream took one page at a time when all was healed: too slow for eight readers"),
     ];
 
     #[test]

@@ -257,7 +257,7 @@ pub struct World {
     /// Not before this the store is looked at again for whether all have all.
     heads_at: Time,
     /// No fault ends any more by itself: what was not healed at the end stays.
-    healed: bool,
+    pub healed: bool,
     broken: Option<Broken>,
     /// Since when no client has wanted anything that could change a room.
     still_since: Option<Time>,
