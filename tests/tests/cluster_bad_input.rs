@@ -91,7 +91,7 @@ impl<'a> Node<'a> {
     }
 
     /// It ends by itself, with this code and these words on standard error, and a hint or none.
-    async fn is_refused(self, code: i32, words: &[&str]) {
+    async fn refused(self, code: i32, words: &[&str]) {
         let name = self.name;
         let running = self.start();
         let text = running.ended(code).await;
@@ -186,18 +186,18 @@ fn one_copy_of_each_row_is_said_loudly(cluster: &mut Cluster) {
 }
 
 async fn other_foundations(cluster: &Cluster) {
-    Node::new(cluster, "a").is_refused(64, &["another node a of this cluster lives", "--node-id"]).await;
+    Node::new(cluster, "a").refused(64, &["another node a of this cluster lives", "--node-id"]).await;
     let slots = Node::new(cluster, "slots").env("BANYAN_CLUSTER__SLOTS", "128");
-    slots.is_refused(64, &["slot count 128", "founded with 64"]).await;
+    slots.refused(64, &["slot count 128", "founded with 64"]).await;
     let centre = Node::new(cluster, "centre").env("BANYAN_SCYLLA__DATACENTER", "elsewhere");
-    centre.is_refused(64, &["elsewhere", "datacenter1"]).await;
+    centre.refused(64, &["elsewhere", "datacenter1"]).await;
     let copies = Node::new(cluster, "copies").env("BANYAN_SCYLLA__REPLICATION", "3");
-    copies.is_refused(64, &["replication"]).await;
+    copies.refused(64, &["replication"]).await;
 }
 
 async fn a_newer_schema_or_none(cluster: &Cluster) {
     let none = Node::new(cluster, "none").env("BANYAN_SCYLLA__KEYSPACE", "nothing_here");
-    none.is_refused(64, &["nothing_here", "banyan schema apply"]).await;
+    none.refused(64, &["nothing_here", "banyan schema apply"]).await;
     let points = cluster.cql.contact_points();
     let options = Options::new(points.clone(), "newer");
     let server = Server::connect(options, |_| {}).await.unwrap();
@@ -207,7 +207,7 @@ async fn a_newer_schema_or_none(cluster: &Cluster) {
     let row = "INSERT INTO newer.schema_versions (k, version, what, applied_at) VALUES (0, 9999, 'later', toTimestamp(now()))";
     session.query_unpaged(row, ()).await.unwrap();
     let newer = Node::new(cluster, "newer").env("BANYAN_SCYLLA__KEYSPACE", "newer");
-    newer.is_refused(74, &["9999", "newer"]).await;
+    newer.refused(74, &["9999", "newer"]).await;
 }
 
 async fn certificates(cluster: &Cluster, work: &Path) {
@@ -229,16 +229,16 @@ async fn certificates(cluster: &Cluster, work: &Path) {
             .arg("--peer-cert", path(format!("{file}.pem")))
             .arg("--peer-key", path(format!("{file}.key")))
     };
-    with("edge", &certs, "edge", "shard").is_refused(64, &["shard", "gateway"]).await;
-    with("owner", &certs, "owner", "gateway").is_refused(64, &["shard", "gateway"]).await;
-    with("edge", &certs, "owner", "gateway").is_refused(64, &["owner", "edge"]).await;
-    with("edge", &others, "edge", "gateway").is_refused(64, &["others", "banyan"]).await;
-    with("edge", &certs, "nobody", "gateway").is_refused(74, &["nobody.pem"]).await;
+    with("edge", &certs, "edge", "shard").refused(64, &["shard", "gateway"]).await;
+    with("owner", &certs, "owner", "gateway").refused(64, &["shard", "gateway"]).await;
+    with("edge", &certs, "owner", "gateway").refused(64, &["owner", "edge"]).await;
+    with("edge", &others, "edge", "gateway").refused(64, &["others", "banyan"]).await;
+    with("edge", &certs, "nobody", "gateway").refused(74, &["nobody.pem"]).await;
 }
 
 async fn addresses(cluster: &Cluster) {
     let nowhere = format!("127.0.0.1:{}", Ports::free(1).unwrap().at(0));
-    Node::new(cluster, "ftp").arg("--etcd", "ftp://127.0.0.1:1").is_refused(64, &["http://"]).await;
+    Node::new(cluster, "ftp").arg("--etcd", "ftp://127.0.0.1:1").refused(64, &["http://"]).await;
     // What may come yet is waited for, aloud; and a signal ends it in good order.
     for (flag, address, words) in [
         ("--etcd", format!("http://{nowhere}"), "waits for etcd"),

@@ -20,7 +20,7 @@ fn what_others_say_makes_the_store_be_asked_and_only_the_ended_go() {
     let clients = ["ann!one", "ann!two", "bob!three"].map(|token| client(&mut w, token));
     w.ended = ["one".to_owned(), "three".to_owned()].into();
     let user = UserId::parse("ann").unwrap();
-    w.worker.shard_said(w.now, FromShard::LoginsEnded { user: user.clone() });
+    w.worker.shard_said(w.now, FromShard::LoginsEnded { user });
     w.run();
     assert_eq!(w.checked.len(), 2, "those of the user");
     assert_eq!(clients.map(|c| w.read(c).join(",")), ["close 3503", "", ""]);

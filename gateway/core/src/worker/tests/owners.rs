@@ -429,7 +429,7 @@ fn an_owner_that_refuses_is_asked_less_and_less_often_and_the_next_one_at_once()
     let mut w = World::new();
     w.room("r", &["ann"], 1);
     let c = w.json("ann");
-    let mut refused_within = |w: &mut World, ms: u64| {
+    let refused_within = |w: &mut World, ms: u64| {
         let before = w.worker.counters().moved;
         w.pass(ms);
         w.worker.counters().moved - before
