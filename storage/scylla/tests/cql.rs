@@ -461,7 +461,7 @@ fn a_schema_is_applied_by_several_at_once() {
     let nothing = Applied { from: Some(schema::NEWEST), to: schema::NEWEST };
     for round in 0..3 {
         let applied = runtime.block_on(async {
-            let servers = nodes.iter().chain(&nodes).map(|node| connect(options(&[node.clone()], KEYSPACE)));
+            let servers = nodes.iter().chain(&nodes).map(|node| connect(options(std::slice::from_ref(node), KEYSPACE)));
             let servers = join_all(servers).await;
             servers[0].drop_keyspace().await.unwrap();
             join_all(servers.iter().map(|server| server.apply_schema(&replication))).await
@@ -478,7 +478,7 @@ fn a_schema_is_applied_by_several_at_once() {
         // Of every node its own view: the same tables under the same ids.
         let mut seen = Vec::new();
         for node in &nodes {
-            let raw = raw(&[node.clone()]).await;
+            let raw = raw(std::slice::from_ref(node)).await;
             let version = raw.await_schema_agreement().await.unwrap();
             let text = "SELECT table_name, id FROM system_schema.tables WHERE keyspace_name = ?";
             let tables = raw.query_unpaged(text, (KEYSPACE,)).await.unwrap().into_rows_result().unwrap();
