@@ -461,7 +461,8 @@ fn a_schema_is_applied_by_several_at_once() {
     let nothing = Applied { from: Some(schema::NEWEST), to: schema::NEWEST };
     for round in 0..3 {
         let applied = runtime.block_on(async {
-            let servers = nodes.iter().chain(&nodes).map(|node| connect(options(std::slice::from_ref(node), KEYSPACE)));
+            let servers =
+                nodes.iter().chain(&nodes).map(|node| connect(options(std::slice::from_ref(node), KEYSPACE)));
             let servers = join_all(servers).await;
             servers[0].drop_keyspace().await.unwrap();
             join_all(servers.iter().map(|server| server.apply_schema(&replication))).await
