@@ -72,27 +72,25 @@ pub(crate) fn build(workspace: &Workspace, log: &Log) -> anyhow::Result<Built> {
     let metadata = workspace.metadata(&["--no-deps"])?;
     let members = metadata.members();
     let mut built = Built::default();
-    // The programs are built beside the tests of their package; `build` finds the same units again.
-    for arguments in [&["test", "--no-run"][..], &["build", "--bins"]] {
-        let messages = messages(workspace, log, arguments)?;
-        for message in messages.lines().filter_map(|line| serde_json::from_str::<Message>(line).ok()) {
-            let (Some(executable), Some(target), Some(id)) =
-                (message.executable, message.target, message.package_id)
-            else {
-                continue;
-            };
-            let Some(package) = members.get(id.as_str()) else { continue };
-            let manifest = message.manifest_path.unwrap_or_else(|| package.manifest_path.clone());
-            if message.profile.is_some_and(|profile| profile.test) {
-                built.tests.push(TestBinary {
-                    package: package.name.clone(),
-                    target: target.name,
-                    executable,
-                    package_dir: manifest.parent().map(Path::to_owned).unwrap_or_default(),
-                });
-            } else if target.kind.iter().any(|kind| kind == "bin") {
-                built.programs.insert(target.name, executable);
-            }
+    // All at once: apart, tests and programs would be built with other features of the same crates, each of them twice.
+    let messages = messages(workspace, log, &["build", "--all-targets"])?;
+    for message in messages.lines().filter_map(|line| serde_json::from_str::<Message>(line).ok()) {
+        let (Some(executable), Some(target), Some(id)) =
+            (message.executable, message.target, message.package_id)
+        else {
+            continue;
+        };
+        let Some(package) = members.get(id.as_str()) else { continue };
+        let manifest = message.manifest_path.unwrap_or_else(|| package.manifest_path.clone());
+        if message.profile.is_some_and(|profile| profile.test) {
+            built.tests.push(TestBinary {
+                package: package.name.clone(),
+                target: target.name,
+                executable,
+                package_dir: manifest.parent().map(Path::to_owned).unwrap_or_default(),
+            });
+        } else if target.kind.iter().any(|kind| kind == "bin") {
+            built.programs.insert(target.name, executable);
         }
     }
     ensure!(!built.tests.is_empty(), "cargo built no tests");
