@@ -439,7 +439,6 @@ fn three_nodes() {
             "nothing is wrong with three nodes, three copies and a commit log that syncs"
         );
     });
-    a_schema_applied_by_several_at_once(&runtime, &cluster, &nodes);
     let store = runtime.block_on(open(options(&nodes, "banyan_all")));
     contract(&runtime, &nodes, "banyan_all");
     cost(&runtime, &store, "three nodes");
@@ -449,15 +448,21 @@ fn three_nodes() {
 }
 
 /// On a keyspace that is not there: one makes it, the others wait for that one, and nothing is made twice.
-fn a_schema_applied_by_several_at_once(runtime: &Runtime, cluster: &Cassandra, nodes: &[String]) {
+#[test]
+fn a_schema_is_applied_by_several_at_once() {
     const KEYSPACE: &str = "banyan_at_once";
+    let _only = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let runtime = runtime();
+    let builder = cassandra::Builder::new().nodes(3).commit_log(CommitLog::Group);
+    let mut cluster = runtime.block_on(builder.start()).unwrap();
+    let nodes = cluster.contact_points();
     let replication = Replication { data_centre: cluster.datacenter().to_owned(), factor: 3 };
     let all = Applied { from: None, to: schema::NEWEST };
     let nothing = Applied { from: Some(schema::NEWEST), to: schema::NEWEST };
-    for round in 0..2 {
+    for round in 0..3 {
         let applied = runtime.block_on(async {
             let servers =
-                nodes.iter().chain(nodes).map(|node| connect(options(std::slice::from_ref(node), KEYSPACE)));
+                nodes.iter().chain(&nodes).map(|node| connect(options(std::slice::from_ref(node), KEYSPACE)));
             let servers = join_all(servers).await;
             servers[0].drop_keyspace().await.unwrap();
             join_all(servers.iter().map(|server| server.apply_schema(&replication))).await
@@ -465,7 +470,7 @@ fn a_schema_applied_by_several_at_once(runtime: &Runtime, cluster: &Cassandra, n
         println!("round {round}: {applied:?}");
         assert_eq!(applied.iter().filter(|applied| **applied == Ok(all)).count(), 1, "{applied:?}");
         assert_eq!(applied.iter().filter(|applied| **applied == Ok(nothing)).count(), 5, "{applied:?}");
-        let store = runtime.block_on(open(options(nodes, KEYSPACE)));
+        let store = runtime.block_on(open(options(&nodes, KEYSPACE)));
         let ours = room("at.once");
         put_until_done(&store, &ours, &rows(&ours, segment(1, 0), 1, 1, 4), 10);
         assert_eq!(seqs(&store, &ours, segment(1, 0)), [1, 2, 3, 4]);
@@ -473,7 +478,7 @@ fn a_schema_applied_by_several_at_once(runtime: &Runtime, cluster: &Cassandra, n
     runtime.block_on(async {
         // Of every node its own view: the same tables under the same ids.
         let mut seen = Vec::new();
-        for node in nodes {
+        for node in &nodes {
             let raw = raw(std::slice::from_ref(node)).await;
             let version = raw.await_schema_agreement().await.unwrap();
             let text = "SELECT table_name, id FROM system_schema.tables WHERE keyspace_name = ?";
@@ -482,14 +487,15 @@ fn a_schema_applied_by_several_at_once(runtime: &Runtime, cluster: &Cassandra, n
         }
         assert!(seen.iter().all(|one| *one == seen[0]), "{seen:?}");
         // Somebody died in the middle: what he held runs out.
-        let raw = raw(nodes).await;
+        let raw = raw(&nodes).await;
         raw.query_unpaged(format!("TRUNCATE {KEYSPACE}.schema_versions"), ()).await.unwrap();
         let gone = "(k, holder) VALUES (0, 'gone') IF NOT EXISTS USING TTL 4";
         raw.query_unpaged(format!("INSERT INTO {KEYSPACE}.schema_lock {gone}"), ()).await.unwrap();
         let begun = Instant::now();
-        let server = connect(options(nodes, KEYSPACE)).await;
+        let server = connect(options(&nodes, KEYSPACE)).await;
         assert_eq!(server.apply_schema(&replication).await, Ok(all));
         assert!(begun.elapsed() > Duration::from_secs(2), "it waited: {:?}", begun.elapsed());
+        cluster.kill_all().await.unwrap();
     });
 }
 
