@@ -140,7 +140,7 @@ fn derived_bytes(derived: &Derived) -> usize {
         .sum::<usize>()
 }
 
-/// One run of a node that has owned a slot: `slot_owners ((slot), epoch, incarnation) {closed}`.
+/// One run of a node that has owned a slot: `slot_owners (slot, epoch, incarnation) {closed}`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SlotOwner {
     pub epoch: Epoch,

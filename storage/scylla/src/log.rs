@@ -5,8 +5,8 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use banyan_proto::id::{Bucket, Epoch, Incarnation, LogId, Part, RoomId, SegmentId, Seq, SlotId};
-use banyan_storage::log_store::{RoomWrite, SEGMENTS_MAX, Said, SegmentRecord, SlotOwner, Write};
+use banyan_proto::id::{Bucket, Epoch, Incarnation, LogId, Part, RoomId, SegmentId, Seq};
+use banyan_storage::log_store::{RoomWrite, SEGMENTS_MAX, Said, SegmentRecord, Write};
 use banyan_storage::outcome::Completion;
 use banyan_storage::{Error, NotDone, Outcome, Row};
 use futures_util::StreamExt;
@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 
 use crate::admission::Accepted;
 use crate::convert::{NONE, bits, epoch_part, id, incarnation, incarnation_of, number, ordered};
-use crate::failure::{outcome, read_error, repeated_write_error};
+use crate::failure::{outcome, read_error};
 use crate::metrics::Kind;
 use crate::store::{Inner, corrupt, corrupt_row};
 
@@ -245,7 +245,7 @@ impl Inner {
         let begun = tokio::time::Instant::now();
         let fence = &self.statements.fence;
         let answer = Box::pin(self.session.execute_unpaged(fence, (&incarnation(asked)[..],))).await;
-        self.metrics.note(Kind::FenceRead, begun.elapsed(), answer.is_err());
+        self.note(Kind::FenceRead, begun, answer.is_err());
         let answer = answer.map_err(|error| read_error(&error, "fence"))?;
         let rows = answer.into_rows_result().map_err(|error| Error::Corrupt(format!("fences: {error}")))?;
         Ok(rows.rows_num() > 0)
@@ -271,44 +271,5 @@ impl Inner {
                 return Ok(all);
             }
         }
-    }
-
-    /// Both rows are in the slot's partition.
-    pub(crate) async fn put_slot_owner(
-        &self,
-        slot: SlotId,
-        owner: SlotOwner,
-        closes: Option<(Epoch, Incarnation)>,
-    ) -> Result<(), Error> {
-        let statements = &self.statements;
-        let slot = i32::from(slot.0);
-        let of = |epoch: Epoch, by: Incarnation| (slot, ordered(epoch.0), incarnation(by).to_vec());
-        let own = if owner.closed { &statements.close_owner } else { &statements.put_owner };
-        let own_values = of(owner.epoch, owner.incarnation);
-        let Some((epoch, replaced)) = closes else {
-            return self.put(Kind::Owner, "slot owner", own, own_values).await;
-        };
-        let mut batch = Batch::new(BatchType::Unlogged);
-        batch.set_execution_profile_handle(own.get_execution_profile_handle().cloned());
-        batch.set_is_idempotent(true);
-        batch.append_statement(own.clone());
-        batch.append_statement(statements.close_owner.clone());
-        let result = self.batch(Kind::Owner, &batch, (own_values, of(epoch, replaced))).await;
-        result.map_err(|error| repeated_write_error(&error, "slot owner"))
-    }
-
-    pub(crate) async fn slot_owners(&self, slot: SlotId) -> Result<Vec<SlotOwner>, Error> {
-        const WHAT: &str = "slot_owners";
-        let found = self.read(WHAT, &self.statements.owners, (i32::from(slot.0),)).await?;
-        let rows = found.rows::<(i64, &[u8], Option<bool>)>().map_err(corrupt(WHAT))?;
-        rows.map(|row| {
-            let (epoch, by, closed) = row.map_err(corrupt_row(WHAT))?;
-            Ok(SlotOwner {
-                epoch: Epoch(number(epoch, WHAT)?),
-                incarnation: incarnation_of(by, WHAT)?,
-                closed: closed.unwrap_or(false),
-            })
-        })
-        .collect()
     }
 }

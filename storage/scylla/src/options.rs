@@ -27,7 +27,8 @@ pub struct Options {
     /// Of a question whether somebody is fenced, hedges included. Nothing is said in the meantime, and a node that gets no answer for two
     /// seconds leaves: so there are some tries until then.
     pub fence_read_timeout: Duration,
-    /// A fence is asked for again, of another node, when there is no answer for so long. Some times a usual quorum read.
+    /// A fence is asked for again, of another node, when there is no answer for so long, and for some times as long as it takes of late.
+    /// Some times a usual quorum read.
     pub fence_hedge_after: Duration,
     /// The same for other reads and for writes that may be made twice (never for appends and records).
     pub hedge_after: Duration,

@@ -107,9 +107,10 @@ const VERSIONS: &[Version] = &[Version {
         "CREATE TABLE IF NOT EXISTS {ks}.incarnations (
     k int, incarnation blob, node text,
     PRIMARY KEY ((k), incarnation))",
+        // 64 slots in a partition (`slots` is slot / 64): a node's death has hundreds of them registered at once.
         "CREATE TABLE IF NOT EXISTS {ks}.slot_owners (
-    slot int, epoch bigint, incarnation blob, closed boolean,
-    PRIMARY KEY ((slot), epoch, incarnation))",
+    slots int, slot int, epoch bigint, incarnation blob, closed boolean,
+    PRIMARY KEY ((slots), slot, epoch, incarnation))",
         // `said` is epoch, part, head, n: one cell, never a mixture of two.
         "CREATE TABLE IF NOT EXISTS {ks}.rooms (
     chat_id text PRIMARY KEY,

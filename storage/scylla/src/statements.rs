@@ -11,17 +11,15 @@ use scylla::client::session::Session;
 use scylla::errors::PrepareError;
 use scylla::policies::load_balancing::{DefaultPolicy, LatencyAwarenessBuilder, LoadBalancingPolicy};
 use scylla::policies::retry::{DefaultRetryPolicy, FallthroughRetryPolicy, RetryPolicy};
-use scylla::policies::speculative_execution::{SimpleSpeculativeExecutionPolicy, SpeculativeExecutionPolicy};
+use scylla::policies::speculative_execution::SpeculativeExecutionPolicy;
 use scylla::statement::prepared::PreparedStatement;
 use scylla::statement::{Consistency, SerialConsistency, Statement};
 
+use crate::hedge::{Hedge, Hedges};
 use crate::options::Options;
 
 /// A node this many times slower than the fastest is asked last. Quorums wait for it anyway; what it must not do is coordinate.
 const SLOW: f64 = 4.0;
-
-/// So many further nodes are asked, one after the other: of three, one is down and the next is in a pause of its collector.
-const HEDGES: usize = 2;
 
 /// How statements are carried out.
 pub(crate) struct Profiles {
@@ -34,6 +32,7 @@ pub(crate) struct Profiles {
     /// Lightweight transactions: four round trips between replicas, and rivals.
     lwt: ExecutionProfileHandle,
     serial: ExecutionProfileHandle,
+    pub(crate) hedges: Hedges,
 }
 
 /// A transaction waits for rivals longer than a plain write for anything.
@@ -47,10 +46,8 @@ impl Profiles {
             .token_aware(true)
             .latency_awareness(LatencyAwarenessBuilder::new().exclusion_threshold(SLOW))
             .build();
-        let make = |timeout, consistency, retry: Arc<dyn RetryPolicy>, hedge: Option<Duration>| {
-            let hedge = hedge.map(|retry_interval| -> Arc<dyn SpeculativeExecutionPolicy> {
-                Arc::new(SimpleSpeculativeExecutionPolicy { max_retry_count: HEDGES, retry_interval })
-            });
+        let make = |timeout, consistency, retry: Arc<dyn RetryPolicy>, hedge: Option<&Arc<Hedge>>| {
+            let hedge = hedge.map(|hedge| Arc::clone(hedge) as Arc<dyn SpeculativeExecutionPolicy>);
             ExecutionProfile::builder()
                 .request_timeout(Some(timeout))
                 .consistency(consistency)
@@ -64,13 +61,16 @@ impl Profiles {
         let once = || Arc::new(FallthroughRetryPolicy);
         let again = || Arc::new(DefaultRetryPolicy::new());
         let quorum = Consistency::LocalQuorum;
+        let hedges = Hedges::new(options.hedge_after, options.fence_hedge_after);
+        let Hedges { writes, reads, fences } = &hedges;
         Self {
             once: make(options.write_timeout, quorum, once(), None),
-            again: make(options.write_timeout, quorum, again(), Some(options.hedge_after)),
-            read: make(options.read_timeout, quorum, again(), Some(options.hedge_after)),
-            fence: make(options.fence_read_timeout, quorum, again(), Some(options.fence_hedge_after)),
+            again: make(options.write_timeout, quorum, again(), Some(writes)),
+            read: make(options.read_timeout, quorum, again(), Some(reads)),
+            fence: make(options.fence_read_timeout, quorum, again(), Some(fences)),
             lwt: make(LWT_TIMEOUT, quorum, once(), None),
             serial: make(LWT_TIMEOUT, Consistency::LocalSerial, again(), None),
+            hedges,
         }
     }
 }
@@ -143,10 +143,10 @@ statements! {
     fence: fence = "SELECT incarnation FROM {ks}.fences WHERE incarnation = ?";
     put_incarnation: again = "INSERT INTO {ks}.incarnations (k, incarnation, node) VALUES (0, ?, ?) USING TIMESTAMP 1";
     incarnations: read = "SELECT incarnation, node FROM {ks}.incarnations WHERE k = 0 AND incarnation > ? LIMIT ?";
-    put_owner: again = "INSERT INTO {ks}.slot_owners (slot, epoch, incarnation) VALUES (?, ?, ?) USING TIMESTAMP 1";
+    put_owner: again = "INSERT INTO {ks}.slot_owners (slots, slot, epoch, incarnation) VALUES (?, ?, ?, ?) USING TIMESTAMP 1";
     /// What is closed stays closed: nothing ever writes false.
-    close_owner: again = "INSERT INTO {ks}.slot_owners (slot, epoch, incarnation, closed) VALUES (?, ?, ?, true) USING TIMESTAMP 1";
-    owners: read = "SELECT epoch, incarnation, closed FROM {ks}.slot_owners WHERE slot = ?";
+    close_owner: again = "INSERT INTO {ks}.slot_owners (slots, slot, epoch, incarnation, closed) VALUES (?, ?, ?, ?, true) USING TIMESTAMP 1";
+    owners: read = "SELECT slot, epoch, incarnation, closed FROM {ks}.slot_owners WHERE slots = ? AND slot IN ?";
 
     user: read = "SELECT name, username, skeleton, password_hash, disabled, created_at, tokens_not_before, pending, version FROM {ks}.users
         WHERE user_id = ?";

@@ -28,9 +28,11 @@ use tokio::time::Instant;
 
 use crate::admission::{Gate, Writes};
 use crate::failure;
+use crate::hedge::Hedges;
 use crate::marks::{self, Pending};
 use crate::metrics::{Kind, Metrics};
 use crate::options::Options;
+use crate::owners::Owners;
 use crate::server::Server;
 use crate::statements::{Profiles, Statements};
 use crate::unsettled::Unsettled;
@@ -47,11 +49,13 @@ pub(crate) struct Inner {
     /// For appends.
     pub(crate) once: ExecutionProfileHandle,
     pub(crate) metrics: Metrics,
+    hedges: Hedges,
     pub(crate) writes: Arc<Writes>,
     pub(crate) write_gate: Gate,
     pub(crate) read_gate: Gate,
     pub(crate) unsettled: Unsettled,
     pub(crate) marks: Pending,
+    pub(crate) owners: Owners,
     pub(crate) closed: AtomicBool,
     pub(crate) options: Options,
     runtime: Handle,
@@ -89,6 +93,8 @@ impl Scylla {
             read_gate,
             unsettled: Unsettled::default(),
             marks: Pending::new(options.marks_max),
+            owners: Owners::default(),
+            hedges: profiles.hedges.clone(),
             closed: AtomicBool::new(false),
             metrics,
             options,
@@ -150,8 +156,15 @@ impl Inner {
     ) -> Result<QueryResult, ExecutionError> {
         let begun = Instant::now();
         let result = Box::pin(self.session.execute_unpaged(statement, values)).await;
-        self.metrics.note(kind, begun.elapsed(), result.is_err());
+        self.note(kind, begun, result.is_err());
         result
+    }
+
+    /// A request of this kind is over.
+    pub(crate) fn note(&self, kind: Kind, begun: Instant, failed: bool) {
+        let took = begun.elapsed();
+        self.metrics.note(kind, took, failed);
+        self.hedges.note(kind, took);
     }
 
     /// One batch, measured.
@@ -163,7 +176,7 @@ impl Inner {
     ) -> Result<(), ExecutionError> {
         let begun = Instant::now();
         let result = Box::pin(self.session.batch(batch, values)).await;
-        self.metrics.note(kind, begun.elapsed(), result.is_err());
+        self.note(kind, begun, result.is_err());
         result.map(drop)
     }
 
@@ -303,11 +316,11 @@ impl LogStore for Scylla {
         owner: SlotOwner,
         closes: Option<(Epoch, Incarnation)>,
     ) -> BoxFuture<'static, Result<(), Error>> {
-        self.ask(move |inner| async move { inner.put_slot_owner(slot, owner, closes).await })
+        self.ask(move |inner| inner.put_slot_owner((slot, owner, closes)))
     }
 
     fn slot_owners(&self, slot: SlotId) -> BoxFuture<'static, Result<Vec<SlotOwner>, Error>> {
-        self.ask(move |inner| async move { inner.slot_owners(slot).await })
+        self.ask(move |inner| inner.slot_owners(slot))
     }
 }
 

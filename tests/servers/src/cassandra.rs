@@ -200,6 +200,8 @@ impl Builder {
             format!("-Xmx{}m", self.heap_mib),
             // Two cores for everything: a collector with threads of its own would take them from the server.
             "-XX:+UseSerialGC".to_owned(),
+            // So would the optimising compiler, which is at work for the first minutes of what are short lives.
+            "-XX:TieredStopAtLevel=1".to_owned(),
             "-Xss512k".to_owned(),
             "-XX:+ExitOnOutOfMemoryError".to_owned(),
             "-XX:-UsePerfData".to_owned(),
