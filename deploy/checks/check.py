@@ -10,14 +10,17 @@ import importlib.resources
 import json
 import os
 import re
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
+# Nothing is to be written beside the sources.
+sys.dont_write_bytecode = True
+
 import jsonschema
 import kubernetes_validate
-import ruamel.yaml
+
+from wrong import Wrong, expect_wrong, load, load_all, need, run
 
 DEPLOY = Path(__file__).resolve().parent.parent
 KUBERNETES = "1.31"
@@ -53,31 +56,6 @@ LEAST = {**REQUIRED, "networkPolicy": {"enabled": False}, "scylla": {**REQUIRED[
 
 # Kinds that kubernetes-validate has no schema for: they belong to operators.
 OPERATORS = {"ServiceMonitor"}
-
-
-class Wrong(Exception):
-    """Something in deploy/ is not as it must be."""
-
-
-def need(holds, words):
-    if not holds:
-        raise Wrong(words)
-
-
-def run(command, **more):
-    """Runs a program; its words are the error's when it fails."""
-    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, **more)
-    words = (done.stderr.strip() or done.stdout.strip()).splitlines()
-    need(done.returncode == 0, f"{' '.join(map(str, command))} ended with {done.returncode}:\n  " + "\n  ".join(words))
-    return done.stdout
-
-
-def load(text):
-    return ruamel.yaml.YAML(typ="safe", pure=True).load(text)
-
-
-def load_all(text):
-    return [document for document in ruamel.yaml.YAML(typ="safe", pure=True).load_all(text) if document is not None]
 
 
 # --- command lines of banyan -----------------------------------------------------------------------------------
@@ -370,15 +348,6 @@ def check_alerts(text):
                     known = has or label in ("job", "status")
                     need(known, f"alerts.yaml: {name}: {metric} has no {label} {values}: {says}")
             need(re.search(r"(banyan|process)_\w+\{|\bup\{", rule["expr"]), f"alerts.yaml: {name} asks for nothing")
-
-
-def expect_wrong(what, check):
-    """A check that cannot fail is none."""
-    try:
-        check()
-    except Wrong:
-        return
-    raise SystemExit(f"nothing was found wrong in {what}: the checks do not check that")
 
 
 def main():
