@@ -1,7 +1,8 @@
 """Checks deploy/ without starting anything: every file by its schema and by the program that will read it.
 
 Owns: what is checked of Compose, chart, HAProxy, nginx and Dockerfile; planted mistakes that the checks must find.
-Does not: run containers. `cargo xtask test --stage deploy` calls it with the tools that it needs.
+Does not: run containers; know metrics, alerts and the dashboard (monitoring.py). `cargo xtask test --stage deploy` calls it
+with the tools that it needs.
 """
 
 import argparse
@@ -20,6 +21,7 @@ sys.dont_write_bytecode = True
 import jsonschema
 import kubernetes_validate
 
+import monitoring
 from wrong import Wrong, expect_wrong, load, load_all, need, run
 
 DEPLOY = Path(__file__).resolve().parent.parent
@@ -47,6 +49,7 @@ EVERYTHING = {
     },
     "shard": {"nodeSelector": {"disk": "fast"}, "tolerations": [{"key": "chat", "operator": "Exists"}]},
     "serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}},
+    "grafana": {"dashboards": {"enabled": True, "annotations": {"grafana_folder": "Chat"}}},
     "networkPolicy": {"clientsFrom": [{"ipBlock": {"cidr": "10.0.0.0/8"}}], "extraEgress": [{"ports": [{"port": 443}]}]},
     "imagePullSecrets": [{"name": "pull"}],
     "extraEnv": [{"name": "BANYAN_SCYLLA__PASSWORD", "valueFrom": {"secretKeyRef": {"name": "scylla", "key": "password"}}}],
@@ -99,10 +102,19 @@ def compose(banyan):
         "a service that is not there": lambda d: d["services"]["haproxy"]["depends_on"].update({"gateway-9": {"condition": "service_healthy"}}),
         "a setting that is none": lambda d: d["services"]["shard-1"]["environment"].update({"BANYAN_SERVER__LISTN": "x"}),
         "a bad flag": lambda d: d["services"]["shard-1"]["command"].append("--no-such-flag"),
+        "monitoring for everybody": lambda d: d["services"]["grafana"].pop("profiles"),
+        "a Grafana of any release": lambda d: d["services"]["grafana"].update({"image": "grafana/grafana:latest"}),
+        "a Prometheus open to others": lambda d: d["services"]["prometheus"].update({"ports": ["9090:9090"]}),
+        "a Prometheus without alerts": lambda d: d["services"]["prometheus"]["volumes"].pop(1),
+        "a node that is not scraped": lambda d: d["services"].update({"shard-4": renamed(d["services"]["shard-3"], "shard-3", "shard-4")}),
     }.items():
         broken = copy.deepcopy(document)
         plant(broken)
         expect_wrong(f"Compose with {mistake}", lambda: check_compose(broken, banyan))
+
+
+def renamed(service, old, new):
+    return {**service, "command": [word.replace(old, new) for word in service["command"]]}
 
 
 def check_compose(document, banyan):
@@ -136,6 +148,7 @@ def check_compose(document, banyan):
         trusted = environment.get("BANYAN_GATEWAY__TRUSTED_PROXIES")
         need(name in roles["shard"] or trusted == balancer, f"compose.yaml: {name} trusts {trusted}, HAProxy is {balancer}")
         banyan.check(f"compose.yaml: {name}", service["command"], environment)
+    monitoring.check_compose(document, nodes)
 
 
 def seconds(text):
@@ -158,7 +171,7 @@ def chart(helm, banyan):
             least = {"StatefulSet", "Deployment", "Service", "PodDisruptionBudget", "ServiceAccount"}
             wanted = {
                 "required": least | {"NetworkPolicy", "Job"},
-                "everything": least | {"NetworkPolicy", "Job", "HorizontalPodAutoscaler", "ServiceMonitor"},
+                "everything": least | {"NetworkPolicy", "Job", "HorizontalPodAutoscaler", "ServiceMonitor", "ConfigMap"},
                 "least": least,
             }[name]
             need(kinds == wanted, f"chart with {name}: kinds are {sorted(kinds)}, not {sorted(wanted)}")
@@ -186,6 +199,9 @@ def plant_in_chart(helm, documents, banyan, directory):
     (directory / "broken.json").write_text(json.dumps({"config": {"limits": {"conections": 1}}}))
     broken = template(helm, directory / "least.json", directory / "broken.json")
     expect_wrong("a chart with a setting that is none", lambda: check_documents("planted", broken, banyan))
+    (directory / "broken.json").write_text(json.dumps({"grafana": {"dashboards": {"enabled": True, "labels": {"grafana_dashboard": None}}}}))
+    unseen = template(helm, directory / "least.json", directory / "broken.json")
+    expect_wrong("a chart with a dashboard that no sidecar looks for", lambda: check_documents("planted", unseen, banyan))
     for words, plant in {
         "an unknown field": lambda pod: pod.update({"terminationGraceSeconds": 1}),
         "a short grace": lambda pod: pod.update({"terminationGracePeriodSeconds": 30}),
@@ -215,6 +231,9 @@ def check_documents(name, documents, banyan):
                 raise Wrong(f"{where}: {'.'.join(map(str, e.path))}: {e.message}") from e
         if kind in ("Deployment", "StatefulSet"):
             check_workload(where, kind, document["spec"], banyan)
+        if kind == "ConfigMap":
+            need(document["metadata"]["labels"].get("grafana_dashboard") == "1", f"{where}: Grafana's sidecar does not look for it")
+            need(document["data"] == {"banyan.json": monitoring.DASHBOARD.read_text()}, f"{where} has another dashboard")
     check_selectors(name, documents)
 
 
@@ -309,47 +328,6 @@ def dockerfile(banyan):
     need(re.search(r"^USER 65532:65532$", text, re.M), "Dockerfile: the server runs as user 65532")
 
 
-def alerts():
-    text = (DEPLOY / "alerts.yaml").read_text()
-    check_alerts(text)
-    expect_wrong("an alert of a metric that is none", lambda: check_alerts(text.replace("banyan_storage_full", "banyan_storage_fill")))
-    expect_wrong("an alert of a label that is none", lambda: check_alerts(text.replace('outcome=~"failed', 'outcome=~"fialed')))
-    expect_wrong("an alert without a severity", lambda: check_alerts(text.replace("severity: ticket", "urgency: low")))
-
-
-def check_alerts(text):
-    """Of metrics and labels that docs/operations.md has; a test of xtask holds that list against the code."""
-    rows = [line for line in (DEPLOY.parent / "docs/operations.md").read_text().splitlines() if line.startswith("| `")]
-    metrics = {}
-    for row in rows:
-        names, kind, _, says = [cell.strip() for cell in row.strip("|").split("|", 3)][:4] if row.count("|") > 4 else ("", "", "", "")
-        for name in re.findall(r"`((?:banyan|process)_\w+)`", names):
-            metrics[name] = (kind, says)
-    need(len(metrics) > 80, f"docs/operations.md: only {len(metrics)} metrics were found")
-    seen = set()
-    for group in load(text)["groups"]:
-        for rule in group["rules"]:
-            name = rule["alert"]
-            need(name not in seen, f"alerts.yaml: {name} twice")
-            seen.add(name)
-            need(rule["labels"].get("severity") in ("page", "ticket"), f"alerts.yaml: {name} has no severity")
-            need(rule["annotations"].get("summary"), f"alerts.yaml: {name} says nothing")
-            need(rule["expr"].count("(") == rule["expr"].count(")"), f"alerts.yaml: {name}: parentheses")
-            for metric, matchers in re.findall(r"\b((?:banyan|process)_\w+)\{([^}]*)\}", rule["expr"]):
-                histogram = re.sub(r"_(bucket|sum|count)$", "", metric)
-                kind, says = metrics.get(metric) or metrics.get(histogram) or (None, None)
-                need(kind, f"alerts.yaml: {name}: there is no metric {metric}")
-                need((kind == "histogram") == (metric != histogram), f"alerts.yaml: {name}: {metric} is a {kind}")
-                for label, values in re.findall(r'(\w+)=~?"([^"]*)"', matchers):
-                    # `status` is any HTTP status; the job is whoever scrapes.
-                    # What a label can be stands with the first of the metrics that have it.
-                    listed = " ".join(words for _, words in metrics.values() if f"`{label}`" in words)
-                    has = f"`{label}`" in says and all(f"`{value}`" in listed for value in values.split("|"))
-                    known = has or label in ("job", "status")
-                    need(known, f"alerts.yaml: {name}: {metric} has no {label} {values}: {says}")
-            need(re.search(r"(banyan|process)_\w+\{|\bup\{", rule["expr"]), f"alerts.yaml: {name} asks for nothing")
-
-
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--helm", required=True)
@@ -361,7 +339,7 @@ def main():
         chart(given.helm, banyan)
         balancers()
         dockerfile(banyan)
-        alerts()
+        monitoring.monitoring()
     except Wrong as e:
         sys.exit(f"deploy/: {e}")
     print(f"deploy/ is as it should be; {banyan.checked} command lines of banyan were checked")

@@ -76,7 +76,7 @@ const STAGES: &[Stage] = &[
     },
     Stage {
         name: "deploy",
-        about: "Compose, chart, HAProxy, nginx",
+        about: "Compose, chart, HAProxy, nginx, alerts, dashboard",
         needs: &[Tool::Python, Tool::Haproxy, Tool::Nginx, Tool::Redis, Tool::Prometheus, Tool::Helm],
         run: deploy,
     },
