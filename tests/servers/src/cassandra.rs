@@ -167,7 +167,7 @@ impl Builder {
              memtable_heap_space: 64MiB\n\
              memtable_offheap_space: 64MiB\n\
              concurrent_reads: 16\n\
-             concurrent_writes: 16\n\
+             concurrent_writes: 128\n\
              seed_provider:\n\
              \x20 - class_name: org.apache.cassandra.locator.SimpleSeedProvider\n\
              \x20   parameters: [ {{ seeds: \"{seeds}\" }} ]\n",
