@@ -11,13 +11,13 @@ use banyan_proto::v1::server_frame::Body;
 
 use super::{
     Effect, HEAVY_MAX, Identity, Login, Now, QUEUED_HARD, QUEUED_SOFT, User, Worker, flight_of,
-    put_server_frame, split_ticket, ticket,
+    out_of, put_server_frame, split_ticket, ticket,
 };
 use smallvec::SmallVec;
 
 use crate::command::{self, Checked};
 use crate::connection::{Flight, NOBODY, Pending, Phase, Place, Waiting, What};
-use crate::room::side_of;
+use crate::room::{CursorState, side_of};
 use crate::slab::Key;
 
 /// Refused commands in a row after which the connection is not read for a while.
@@ -489,6 +489,18 @@ impl Worker {
         // One that ends below comes out of it with its end.
         if cursor.next > seq {
             return false;
+        }
+        // All below it is said or queued already: its place is here. Not where the event itself has not come, so that
+        // no cursor runs ahead of what is applied; and not where anything else is noted of the places that follow.
+        if cursor.state == CursorState::Live
+            && cursor.extra.is_none()
+            && cursor.next == seq
+            && room.applied >= seq
+        {
+            put_server_frame(&mut self.payload, connection.format, frame, out_of(connection));
+            cursor.next = seq.next();
+            self.dirty.mark(index);
+            return true;
         }
         let mut bytes = Vec::new();
         put_server_frame(&mut self.payload, connection.format, frame, &mut bytes);

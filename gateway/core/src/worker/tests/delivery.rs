@@ -12,6 +12,8 @@ use banyan_proto::v1::event::Kind;
 
 use super::super::Options;
 use super::world::{Got, World, options, send_of, subscribe_of};
+use crate::connection::Place;
+use crate::room::side_of;
 
 const ALL: usize = usize::MAX;
 
@@ -271,6 +273,137 @@ fn a_retry_at_or_below_the_cursor_is_answered_at_once_and_one_above_in_its_place
         got.contains(&"#3 sent r 1 again".to_owned()) && got.contains(&"event r 2".to_owned()),
         "{got:?}"
     );
+    w.end();
+}
+
+/// Replies of this connection that wait beside its cursor for their places.
+fn waiting_replies(w: &World, c: usize, room: &str) -> usize {
+    let connection = w.worker.connections.get(w.clients[c].index).unwrap();
+    let room = w.worker.room_ids[room];
+    let Some(Place::Live(place)) = connection.place_in(room) else { panic!("no live cursor") };
+    let side = &w.worker.rooms.get(room).unwrap().sides[side_of(connection.format)];
+    side.cursors[place as usize].extra.as_ref().map_or(0, |extra| extra.replies.len())
+}
+
+/// Where all below it is said or queued it does not wait beside the cursor; where something is not, it does.
+#[test]
+fn a_reply_whose_place_is_next_is_queued_at_once_and_any_other_waits() {
+    for format in Format::ALL {
+        let mut w = World::new();
+        w.room("r", &["ann"], 1);
+        w.room("other", &["ann"], 0);
+        let c = w.login("ann", format);
+        w.subscribe(c, "r", 1);
+        w.subscribe(c, "other", 0);
+        w.read(c);
+        // A part of event 2 is in the socket, the rest of it queued.
+        w.clog(c, 10);
+        w.say("r", 1);
+        w.run();
+        for msg in ["a", "b"] {
+            w.send(c, "r", msg);
+        }
+        assert_eq!(waiting_replies(&w, c, "r"), 0);
+        w.say("r", 1);
+        w.send(c, "r", "c");
+        w.send(c, "r", "d");
+        assert_eq!(waiting_replies(&w, c, "r"), 2, "event 5 is still to be said");
+        w.send(c, "other", "e");
+        assert_eq!(waiting_replies(&w, c, "other"), 0, "each room has its own order");
+        w.say("r", 1);
+        w.say("other", 1);
+        w.run();
+        assert_eq!(w.read(c), [] as [&str; 0]);
+        w.unclog(c, ALL);
+        w.run();
+        let (other, r): (Vec<_>, Vec<_>) = w.read(c).into_iter().partition(|words| words.contains("other"));
+        assert_eq!(
+            r,
+            ["event r 2", "#4 sent r 3", "#5 sent r 4", "event r 5", "#6 sent r 6", "#7 sent r 7", "event r 8"]
+        );
+        assert_eq!(other, ["#8 sent other 1", "event other 2"]);
+        w.end();
+    }
+}
+
+/// One batch may hold what lies below a send, the send, and what lies above.
+#[test]
+fn a_reply_in_the_middle_of_a_batch_stays_there() {
+    for (below, above) in [(0, 0), (0, 2), (2, 0), (2, 2)] {
+        let mut w = World::new();
+        w.room("r", &["ann"], 0);
+        let c = w.json("ann");
+        w.subscribe(c, "r", 0);
+        w.read(c);
+        w.owner.drops_events = true;
+        w.say("r", below);
+        w.owner.held = Some([].into());
+        w.post(c, send_of("r", "m"));
+        w.exchange();
+        w.say("r", above);
+        w.owner.drops_events = false;
+        let head = w.owner.room("r").head() as usize;
+        let log = w.owner.room("r").log[..head].to_vec();
+        let message =
+            FromShard::Events { room: RoomId::parse("r").unwrap(), epoch: Epoch(1), events: log.into() };
+        w.worker.shard_said(w.now, message);
+        assert_eq!(waiting_replies(&w, c, "r"), usize::from(below > 0));
+        w.let_go();
+        let mut want = events("r", 1..=below);
+        want.push(format!("#3 sent r {}", below + 1));
+        want.extend(events("r", below + 2..=below + 1 + above));
+        assert_eq!(w.read(c), want);
+        w.end();
+    }
+}
+
+/// An answer that comes alone (the link has dropped the event) does not carry its cursor past what is applied.
+#[test]
+fn a_reply_without_its_event_waits_though_nothing_lies_below() {
+    let mut w = World::new();
+    w.room("r", &["ann"], 1);
+    let c = w.json("ann");
+    w.subscribe(c, "r", 1);
+    w.read(c);
+    w.owner.drops_events = true;
+    w.send(c, "r", "m");
+    assert_eq!((waiting_replies(&w, c, "r"), w.read(c).len()), (1, 0));
+    w.owner.drops_events = false;
+    w.say("r", 1);
+    w.run();
+    assert_eq!(w.read(c), ["#3 sent r 2", "event r 3"]);
+    w.end();
+}
+
+/// In a room that is swept by room, not by connection, too.
+#[test]
+fn a_reply_in_a_big_room_goes_out_before_what_follows() {
+    let members: Vec<String> = (0..70).map(|i| format!("u{i}")).collect();
+    let members: Vec<&str> = members.iter().map(String::as_str).collect();
+    let mut w = World::new();
+    w.room("big", &members, 0);
+    let clients: Vec<usize> = members.iter().map(|user| w.json(user)).collect();
+    for c in &clients {
+        w.subscribe(*c, "big", 0);
+        w.read(*c);
+    }
+    for (i, c) in clients.iter().enumerate() {
+        w.post(*c, send_of("big", "m"));
+        w.exchange();
+        assert_eq!(waiting_replies(&w, *c, "big"), usize::from(i > 0), "nobody has been sent anything yet");
+    }
+    w.run();
+    w.send(clients[9], "big", "n");
+    w.say("big", 1);
+    w.run();
+    for (i, c) in clients.iter().enumerate() {
+        let mut want = events("big", 1..=72);
+        want[i] = format!("#3 sent big {}", i + 1);
+        if i == 9 {
+            want[70] = "#4 sent big 71".to_owned();
+        }
+        assert_eq!(w.read(*c), want);
+    }
     w.end();
 }
 
