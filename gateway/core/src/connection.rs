@@ -11,6 +11,7 @@ use banyan_proto::v1::client_frame::Command;
 use smallvec::SmallVec;
 
 use crate::command::{Checked, SubscribeTo};
+use crate::packed_send::PackedSend;
 use crate::ws::Decoder;
 
 /// No user yet.
@@ -167,7 +168,7 @@ pub(crate) enum What {
     Send {
         room: RoomId,
         /// As it came: another owner may have to be asked.
-        send: Box<v1::Send>,
+        send: PackedSend,
         /// The head that was known here when it was sent: no event up to this is what it made.
         above: Seq,
     },
@@ -186,7 +187,7 @@ impl Pending {
     /// Whether this event is what the send has made.
     pub(crate) fn is_made_by(&self, room: &RoomId, client_msg_id: &str, seq: Seq) -> bool {
         matches!(&self.what, What::Send { room: of, send, above }
-            if send.client_msg_id == client_msg_id && of == room && seq > *above)
+            if send.has_id(client_msg_id) && of == room && seq > *above)
     }
 
     /// Whether this is the count of (one of) its tickets.

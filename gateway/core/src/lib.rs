@@ -7,6 +7,7 @@ mod connection;
 mod dirty;
 pub mod forwarded;
 pub mod head;
+mod packed_send;
 pub mod proxy;
 mod ring;
 mod room;

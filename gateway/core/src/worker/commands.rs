@@ -10,13 +10,14 @@ use banyan_proto::v1::client_frame::Command;
 use banyan_proto::v1::server_frame::Body;
 
 use super::{
-    Effect, HEAVY_MAX, Identity, Login, Now, QUEUED_HARD, QUEUED_SOFT, User, Worker, flight_of,
-    out_of, put_server_frame, split_ticket, ticket,
+    Effect, HEAVY_MAX, Identity, Login, Now, QUEUED_HARD, QUEUED_SOFT, User, Worker, flight_of, out_of,
+    put_server_frame, split_ticket, ticket,
 };
 use smallvec::SmallVec;
 
 use crate::command::{self, Checked};
 use crate::connection::{Flight, NOBODY, Pending, Phase, Place, Waiting, What};
+use crate::packed_send::PackedSend;
 use crate::room::{CursorState, side_of};
 use crate::slab::Key;
 
@@ -160,7 +161,7 @@ impl Worker {
                 let known = self.room_ids.get(room.as_str()).and_then(|known| self.rooms.get(*known));
                 What::Send {
                     room: room.clone(),
-                    send: Box::new(send.clone()),
+                    send: PackedSend::new(send),
                     above: known.map_or(Seq(0), |room| room.known_head),
                 }
             }

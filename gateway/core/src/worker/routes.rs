@@ -357,7 +357,7 @@ impl Worker {
         }
     }
 
-    /// The question anew, as it was asked first.
+    /// The question anew, as it was asked first. `None`: nobody asks it any more, or it cannot be asked again.
     fn question(&self, at: Ticket) -> Option<ToShard> {
         if self.pulls.contains_key(&at) {
             return self.pull_message(at);
@@ -366,7 +366,7 @@ impl Worker {
         let (count, pending) = self.pending_of(at)?;
         let (room, command) = match &pending.what {
             What::Send { room, send, .. } => {
-                let mut send = send.as_ref().clone();
+                let mut send = send.unpack()?;
                 if plant::is(Bug::SinceRefreshed) {
                     let known = self.room_ids.get(room.as_str()).and_then(|known| self.rooms.get(*known));
                     send.since = known.map(|known| known.known_head.0).or(send.since);
@@ -412,10 +412,7 @@ impl Worker {
         let (until, bytes) = match self.pending_of(question.at) {
             Some((_, pending)) => {
                 let text = match &pending.what {
-                    What::Send { send, .. } => {
-                        send.text.as_ref().map_or(0, String::len)
-                            + send.data.as_ref().map_or(0, |data| data.len())
-                    }
+                    What::Send { send, .. } => send.len(),
                     _ => 0,
                 };
                 let first = pending.since.max(changed_at) + self.options.hold_ms;
@@ -535,6 +532,7 @@ impl Worker {
         held.sort_unstable_by_key(|held| held.question);
         // Connections that have a command on its way to an owner that is not known to serve.
         let mut busy = BTreeSet::new();
+        let mut lost = Vec::new();
         if !confirmed {
             let flying = self.routes.slots[usize::from(slot)].flying.iter();
             busy.extend(flying.filter(|of| self.is_asked(of.at)).map(|of| of.at.0 >> 32));
@@ -546,17 +544,27 @@ impl Worker {
                 return true;
             }
             self.routes.held_bytes -= held.bytes;
-            if let Some(message) = self.question(at).filter(|_| self.is_asked(at)) {
-                busy.insert(at.0 >> 32);
-                self.note_handed(at);
-                self.routes.at(slot).flying.push(held.question);
-                self.to_shards[usize::from(link)].push(message);
+            if !self.is_asked(at) {
+                return false;
+            }
+            match self.question(at) {
+                Some(message) => {
+                    busy.insert(at.0 >> 32);
+                    self.note_handed(at);
+                    self.routes.at(slot).flying.push(held.question);
+                    self.to_shards[usize::from(link)].push(message);
+                }
+                None => lost.push(at),
             }
             false
         });
         let entry = self.routes.at(slot);
         entry.held = held;
         entry.settle();
+        // Behind the others: an answer may bring the next command.
+        for at in lost {
+            self.unavailable(now, at);
+        }
         if !self.routes.at(slot).held.is_empty() {
             self.wait(slot, now.ms + AGAIN_MS);
         }

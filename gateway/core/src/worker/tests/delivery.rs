@@ -319,7 +319,15 @@ fn a_reply_whose_place_is_next_is_queued_at_once_and_any_other_waits() {
         let (other, r): (Vec<_>, Vec<_>) = w.read(c).into_iter().partition(|words| words.contains("other"));
         assert_eq!(
             r,
-            ["event r 2", "#4 sent r 3", "#5 sent r 4", "event r 5", "#6 sent r 6", "#7 sent r 7", "event r 8"]
+            [
+                "event r 2",
+                "#4 sent r 3",
+                "#5 sent r 4",
+                "event r 5",
+                "#6 sent r 6",
+                "#7 sent r 7",
+                "event r 8"
+            ]
         );
         assert_eq!(other, ["#8 sent other 1", "event other 2"]);
         w.end();
