@@ -284,7 +284,10 @@ impl Backend {
         let deadline = self.deadline();
         match self.ask_room(person, origin, room, command)?.answer(deadline).await? {
             Answer::Body(body) => Ok(*body),
-            Answer::Sent(sent) => Ok(Body::Send(*sent)),
+            Answer::Sent { seq, at, duplicate } => {
+                let room = room.as_str().to_owned();
+                Ok(Body::Send(v1::SendReply { room, seq: seq.0, at: at.0, duplicate }))
+            }
             Answer::Summary(room) => Ok(Body::Room(*room)),
             other @ (Answer::Admitted(_) | Answer::UserRooms { .. } | Answer::Error(_)) => {
                 Err(unexpected(&other))
@@ -350,7 +353,7 @@ impl Backend {
         match asked.answer(deadline).await? {
             Answer::UserRooms { rooms, more } => Ok((rooms, more)),
             other @ (Answer::Body(_)
-            | Answer::Sent(_)
+            | Answer::Sent { .. }
             | Answer::Admitted(_)
             | Answer::Summary(_)
             | Answer::Error(_)) => Err(unexpected(&other)),
@@ -455,7 +458,7 @@ fn link_gone() -> v1::Error {
 fn unexpected(answer: &Answer) -> v1::Error {
     let kind = match answer {
         Answer::Body(_) => "body",
-        Answer::Sent(_) => "sent",
+        Answer::Sent { .. } => "sent",
         Answer::Admitted(_) => "admitted",
         Answer::Summary(_) => "summary",
         Answer::UserRooms { .. } => "user_rooms",

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use crate::event::LoggedEvent;
-use crate::id::{Epoch, Incarnation, LogId, Origin, RoomId, Seq, SlotId, UserId};
+use crate::id::{Epoch, Incarnation, LogId, Origin, RoomId, Seq, SlotId, UnixMs, UserId};
 use crate::v1;
 
 /// One end of a link as shards know it: a gateway worker, or the HTTP part of a gateway. Within a run of a shard a number is
@@ -220,7 +220,14 @@ pub struct Page {
 pub enum Answer {
     /// The reply as the client will see it: everything but the three below.
     Body(Box<v1::server_frame::Body>),
-    Sent(Box<v1::SendReply>),
+    /// A message is in the log. In one piece, as there is one for every send, and mostly its event has said it already;
+    /// who makes a reply of it knows the room.
+    Sent {
+        seq: Seq,
+        at: UnixMs,
+        /// It was there before.
+        duplicate: bool,
+    },
     Admitted(Box<Admission>),
     Summary(Box<v1::Room>),
     UserRooms {
@@ -229,6 +236,9 @@ pub enum Answer {
     },
     Error(Box<v1::Error>),
 }
+
+/// One goes with every command, and most of them pass through a queue by value.
+const _: () = assert!(size_of::<Answer>() <= 32);
 
 /// What an owner grants to one cursor: the room at this moment as its caller may see it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]

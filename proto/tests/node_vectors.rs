@@ -14,9 +14,10 @@ mod samples;
 use std::collections::BTreeMap;
 use std::fs;
 
-use banyan_proto::id::{Epoch, Incarnation, SlotId};
-use banyan_proto::link::{FromShard, LinkId};
+use banyan_proto::id::{Epoch, Incarnation, Seq, SlotId, UnixMs};
+use banyan_proto::link::{Answer, FromShard, LinkId, Ticket};
 use banyan_proto::node::v1 as node;
+use banyan_proto::v1;
 use banyan_proto::wire::{
     self, Assembly, Bulk, Error, Handed, LIST_MAX, NodeMessage, Outgoing, PART_BYTES, put_from_shard,
     put_handed, put_node, put_to_shard, read_bulk_down, read_bulk_up, read_down, read_hello, read_up,
@@ -245,7 +246,7 @@ fn what_is_newer_is_skipped_unless_it_must_not_be() {
     let call = node::RoomCall { ticket: 8, ..node::RoomCall::default() };
     let call = node::to_shard::Message::Room(call);
     let call = node::ToShard { end: 2, message: Some(call), ..node::ToShard::default() };
-    assert_eq!(read_up(&up(call)).unwrap().unknown_commands, [(LinkId(2), banyan_proto::link::Ticket(8))]);
+    assert_eq!(read_up(&up(call)).unwrap().unknown_commands, [(LinkId(2), Ticket(8))]);
 
     let down = |message: node::FromShard| field(2, &message.encode_to_vec());
     assert_eq!(read_down(&down(node::FromShard::default())).unwrap().skipped, 1);
@@ -263,6 +264,23 @@ fn what_is_newer_is_skipped_unless_it_must_not_be() {
     let head = node::from_shard::Message::Head(node::Head { room: "r".into(), ..node::Head::default() });
     let head = node::FromShard { ends: vec![70_000], message: Some(head), required: false };
     refused(read_down(&down(head)), "the end of a link cannot be 70000");
+}
+
+/// Who has asked knows the room: it is not sent, and not missed or looked at.
+#[test]
+fn an_answer_to_a_send_may_name_its_room() {
+    let answered = |room: &str| {
+        let reply = v1::SendReply { room: room.into(), seq: 9, at: 5, duplicate: true };
+        let answer = node::Answer { ticket: 3, epoch: 1, answer: Some(node::answer::Answer::Sent(reply)) };
+        let message = Some(node::from_shard::Message::Answer(answer));
+        let frame = node::FromShard { ends: vec![1], message, required: false };
+        read_down(&field(2, &frame.encode_to_vec())).unwrap().from_shard
+    };
+    let answer = Answer::Sent { seq: Seq(9), at: UnixMs(5), duplicate: true };
+    let want = FromShard::Answer { ticket: Ticket(3), epoch: Epoch(1), answer };
+    for room in ["", "r", "~ not a name"] {
+        assert_eq!(answered(room), [(vec![LinkId(1)], want.clone())]);
+    }
 }
 
 #[test]

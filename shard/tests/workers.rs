@@ -136,7 +136,7 @@ async fn stored(store: &dyn LogStore, id: &str) -> Vec<Row> {
 #[track_caller]
 fn sent(answer: &Answer) -> (u64, bool) {
     match answer {
-        Answer::Sent(sent) => (sent.seq, sent.duplicate),
+        Answer::Sent { seq, duplicate, .. } => (seq.0, *duplicate),
         other => panic!("not sent: {other:?}"),
     }
 }

@@ -6,7 +6,7 @@ use axum::body::Body;
 use axum::http::{HeaderMap, Method, Request, StatusCode};
 use banyan_gateway_core::bucket::Rate;
 use banyan_proto::codes::Code;
-use banyan_proto::id::{RoomId, Seq, UserId};
+use banyan_proto::id::{RoomId, Seq, UnixMs, UserId};
 use banyan_proto::link::{Answer, RoomCommand, ToShard};
 use banyan_proto::v1;
 use banyan_proto::v1::server_frame::Body as Reply;
@@ -55,12 +55,11 @@ fn owner(message: &ToShard) -> Verdict {
             RoomCommand::Add { .. } => body(Reply::AddMembers(v1::Empty {})),
             RoomCommand::Remove { .. } => body(Reply::RemoveMember(v1::Empty {})),
             RoomCommand::SetRole { .. } => body(Reply::SetRole(v1::Empty {})),
-            RoomCommand::Send(send) => Verdict::Answer(Answer::Sent(Box::new(v1::SendReply {
-                room: room.to_string(),
-                seq: 8,
-                at: 5,
+            RoomCommand::Send(send) => Verdict::Answer(Answer::Sent {
+                seq: Seq(8),
+                at: UnixMs(5),
                 duplicate: send.client_msg_id == "again",
-            }))),
+            }),
             RoomCommand::History { .. } => body(Reply::History(v1::HistoryReply::default())),
             RoomCommand::Members { .. } => body(Reply::Members(v1::MembersReply::default())),
             RoomCommand::Summary => Verdict::Answer(Answer::Summary(Box::new(summary(room)))),

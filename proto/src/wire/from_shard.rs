@@ -10,7 +10,7 @@ use super::{
 };
 use crate::codes::Code;
 use crate::event::LoggedEvent;
-use crate::id::{Epoch, LogId, Origin, RoomId, Seq, SlotId};
+use crate::id::{Epoch, LogId, Origin, RoomId, Seq, SlotId, UnixMs};
 use crate::link::{self, Admission, Answer, FromShard, LinkId, Ticket};
 use crate::node::v1 as wire;
 use crate::node::v1::answer::Answer as WireAnswer;
@@ -191,7 +191,10 @@ fn logged(event: &LoggedEvent) -> wire::Logged {
 fn answer_to_wire(answer: Answer) -> WireAnswer {
     match answer {
         Answer::Body(body) => WireAnswer::Body(server_frame(*body)),
-        Answer::Sent(sent) => WireAnswer::Sent(*sent),
+        // Who has asked knows the room.
+        Answer::Sent { seq, at, duplicate } => {
+            WireAnswer::Sent(v1::SendReply { room: String::new(), seq: seq.0, at: at.0, duplicate })
+        }
         Answer::Admitted(admission) => {
             let Admission {
                 epoch,
@@ -392,7 +395,9 @@ fn answer_from_wire(answer: Option<WireAnswer>) -> Result<Answer, Error> {
     Ok(match answer {
         None => newer(),
         Some(WireAnswer::Body(frame)) => frame.body.map_or_else(newer, |body| Answer::Body(Box::new(body))),
-        Some(WireAnswer::Sent(sent)) => Answer::Sent(Box::new(sent)),
+        Some(WireAnswer::Sent(v1::SendReply { room: _, seq, at, duplicate })) => {
+            Answer::Sent { seq: Seq(seq), at: UnixMs(at), duplicate }
+        }
         Some(WireAnswer::Admitted(admission)) => Answer::Admitted(Box::new(Admission {
             epoch: Epoch(admission.epoch),
             log: LogId(admission.log),

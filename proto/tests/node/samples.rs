@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use banyan_proto::codes::Code;
 use banyan_proto::event::LoggedEvent;
-use banyan_proto::id::{Epoch, Incarnation, LogId, Origin, RoomId, Seq, SlotId, UserId};
+use banyan_proto::id::{Epoch, Incarnation, LogId, Origin, RoomId, Seq, SlotId, UnixMs, UserId};
 use banyan_proto::link::{
     Admission, Answer, FromShard, Page, Person, RoomCall, RoomCommand, Ticket, ToShard,
 };
@@ -174,7 +174,7 @@ pub(crate) fn from_shard() -> Vec<(String, FromShard)> {
     let name = |message: &FromShard| match message {
         FromShard::Answer { answer, .. } => match answer {
             Answer::Body(_) => "answer_body",
-            Answer::Sent(_) => "answer_sent",
+            Answer::Sent { .. } => "answer_sent",
             Answer::Admitted(_) => "answer_admitted",
             Answer::Summary(_) => "answer_summary",
             Answer::UserRooms { .. } => "answer_user_rooms",
@@ -218,12 +218,7 @@ pub(crate) fn from_shard() -> Vec<(String, FromShard)> {
     let messages = vec![
         answer(Answer::Body(Box::new(Body::History(history)))),
         answer(Answer::Body(Box::new(Body::Leave(v1::Empty {})))),
-        answer(Answer::Sent(Box::new(v1::SendReply {
-            room: room.as_str().into(),
-            seq: 9,
-            at: 1,
-            duplicate: true,
-        }))),
+        answer(Answer::Sent { seq: Seq(9), at: UnixMs(1), duplicate: true }),
         answer(Answer::Admitted(Box::new(admission))),
         answer(Answer::Admitted(Box::new(bare))),
         answer(Answer::Summary(Box::new(of_room()))),

@@ -695,12 +695,7 @@ impl Room {
     fn say(&mut self, link: LinkId, ticket: Ticket, user: &UserId, said: Say, out: &mut Vec<Action>) {
         use v1::server_frame::Body;
         let answer = match said {
-            Say::Sent { seq, at, duplicate } => Answer::Sent(Box::new(v1::SendReply {
-                room: self.id.as_str().to_owned(),
-                seq: seq.0,
-                at: at.0,
-                duplicate,
-            })),
+            Say::Sent { seq, at, duplicate } => Answer::Sent { seq, at, duplicate },
             Say::Body(body) => Answer::Body(body),
             Say::Error(error) => Answer::Error(error),
             Say::Joined => {

@@ -601,8 +601,8 @@ impl Worker {
     fn answer(&mut self, now: Now, link: LinkId, ticket: Ticket, epoch: Epoch, answer: Answer) {
         let mut why = Why::Asked;
         match &answer {
-            Answer::Sent(sent) if sent.duplicate => self.counters.sends_duplicate += 1,
-            Answer::Sent(_) => {
+            Answer::Sent { duplicate: true, .. } => self.counters.sends_duplicate += 1,
+            Answer::Sent { .. } => {
                 why = Why::Stored;
                 self.counters.sends_stored += 1;
             }

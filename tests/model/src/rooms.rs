@@ -453,8 +453,8 @@ impl<'w> Rooms<'w> {
             Action::Barrier { ticket } => owner.gate.say(0, Why::Stored, Said::Wake { ticket }),
             Action::Answer { ticket, answer, .. } => {
                 let said = match answer {
-                    Answer::Sent(reply) if ticket.0 >= OPERATOR => Said::Told { seq: reply.seq },
-                    Answer::Sent(reply) => Said::Sent { seq: reply.seq },
+                    Answer::Sent { seq, .. } if ticket.0 >= OPERATOR => Said::Told { seq: seq.0 },
+                    Answer::Sent { seq, .. } => Said::Sent { seq: seq.0 },
                     Answer::Error(error) if ticket.0 < OPERATOR => Said::Refused { code: error.code },
                     _ => Said::Done,
                 };

@@ -742,7 +742,7 @@ fn words_of(message: &FromShard) -> String {
         FromShard::Answer { ticket, epoch, answer } => {
             let words = match answer {
                 Answer::Body(_) => "body".to_owned(),
-                Answer::Sent(sent) => format!("{} seq {}, duplicate {}", sent.room, sent.seq, sent.duplicate),
+                Answer::Sent { seq, duplicate, .. } => format!("sent at seq {seq}, duplicate {duplicate}"),
                 Answer::Admitted(admission) => {
                     format!("admitted at head {}, role {:?}", admission.head, admission.role)
                 }

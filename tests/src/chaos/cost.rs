@@ -430,7 +430,7 @@ impl Owner {
             };
             for (ticket, answer) in answers {
                 let Some(Open { due, sender }) = open.remove(&ticket) else { continue };
-                ensure!(matches!(answer, Answer::Sent(_)), "a send was answered with {answer:?}");
+                ensure!(matches!(answer, Answer::Sent { .. }), "a send was answered with {answer:?}");
                 if due >= begin {
                     result.acked += 1;
                     result.took_ms.push(due.elapsed().as_secs_f64() * 1e3);
@@ -450,7 +450,7 @@ impl Owner {
         (result.appends, result.fence_reads) = (now.0 - counts.0, now.1 - counts.1);
         while !open.is_empty() {
             for (ticket, answer) in self.answers().await? {
-                ensure!(matches!(answer, Answer::Sent(_)), "a send was answered with {answer:?}");
+                ensure!(matches!(answer, Answer::Sent { .. }), "a send was answered with {answer:?}");
                 // At a fixed rate the last ones count as well: the slow ones would be left out.
                 if let Some(Open { due, .. }) = open.remove(&ticket)
                     && rate.is_some()

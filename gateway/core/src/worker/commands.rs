@@ -427,7 +427,11 @@ impl Worker {
         let index = key.index;
         self.flight_moved(index);
         match (pending.what, answer) {
-            (What::Send { room, .. }, Answer::Sent(reply)) => self.sent(index, pending.id, &room, *reply),
+            (What::Send { room, .. }, Answer::Sent { seq, at, duplicate }) => {
+                let room_name = room.as_str().to_owned();
+                let reply = v1::SendReply { room: room_name, seq: seq.0, at: at.0, duplicate };
+                self.sent(index, pending.id, &room, reply);
+            }
             (What::Room { heavy, .. }, Answer::Body(body)) => {
                 self.reply(index, pending.id, *body);
                 if heavy {

@@ -633,11 +633,14 @@ impl<'a> World<'a> {
             }
             Action::Answer { link, ticket, answer } => {
                 let question = self.questions.remove(&ticket.0).expect("one answer a question");
-                if let Answer::Sent(sent) = &answer
+                if let Answer::Sent { seq, .. } = &answer
                     && link == WATCHER
                 {
                     // I5: what lies below was told before.
-                    assert!(self.watched.is_none_or(|seq| seq >= sent.seq), "the reply precedes its event");
+                    assert!(
+                        self.watched.is_none_or(|watched| watched >= seq.0),
+                        "the reply precedes its event"
+                    );
                 }
                 self.answered(question, answer);
             }
@@ -653,18 +656,18 @@ impl<'a> World<'a> {
             count(&self.cover.read_open);
         }
         match (question, answer) {
-            (Question::Send { message, body }, Answer::Sent(sent)) => {
+            (Question::Send { message, body }, Answer::Sent { seq, at, duplicate }) => {
                 let message = &self.messages[message];
-                let event = self.event(sent.seq);
+                let event = self.event(seq.0);
                 // I1, I9: it is in the store, with this content; I7: whichever try it was.
                 let Some(Kind::Message(stored)) = event.kind else { panic!("{event:?}") };
                 assert_eq!(
                     (&*event.sender, event.client_msg_id),
                     (USERS[message.user], Some(message.id.clone()))
                 );
-                assert_eq!((stored.text, event.at), (body, sent.at));
-                self.said_head = self.said_head.max(sent.seq);
-                count(if sent.duplicate { &self.cover.duplicate } else { &self.cover.stored });
+                assert_eq!((stored.text, event.at), (body, at.0));
+                self.said_head = self.said_head.max(seq.0);
+                count(if duplicate { &self.cover.duplicate } else { &self.cover.stored });
             }
             (Question::Send { message, .. }, Answer::Error(error)) => {
                 let code = Code::try_from(error.code).unwrap();

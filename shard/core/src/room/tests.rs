@@ -281,8 +281,8 @@ fn tell(action: &Action) -> String {
         }
         Action::Answer { ticket, answer, .. } => {
             let text = match answer {
-                Answer::Sent(sent) => {
-                    format!("sent {}{}", sent.seq, if sent.duplicate { " duplicate" } else { "" })
+                Answer::Sent { seq, duplicate, .. } => {
+                    format!("sent {seq}{}", if *duplicate { " duplicate" } else { "" })
                 }
                 Answer::Error(e) => error(e),
                 Answer::Admitted(admission) => format!(

@@ -295,7 +295,7 @@ impl World {
 #[track_caller]
 fn sent(message: &FromShard) -> (u64, u64) {
     match message {
-        FromShard::Answer { epoch, answer: Answer::Sent(sent), .. } => (sent.seq, epoch.0),
+        FromShard::Answer { epoch, answer: Answer::Sent { seq, .. }, .. } => (seq.0, epoch.0),
         other => panic!("not sent: {other:?}"),
     }
 }

@@ -435,7 +435,7 @@ impl Owner {
                         (self.append(room, user, Some(&send.client_msg_id), origin, kind), false)
                     }
                 };
-                Answer::Sent(Box::new(v1::SendReply { room: room.to_owned(), seq, at: seq, duplicate }))
+                Answer::Sent { seq: Seq(seq), at: UnixMs(seq), duplicate }
             }
             RoomCommand::Leave if member => {
                 self.take_out(room, user, None);
@@ -1184,6 +1184,6 @@ pub(super) fn subscribe_of(rooms: &[(&str, Option<u64>, v1::Mode)]) -> Command {
 
 /// An answer of an owner that nobody asked for.
 pub(super) fn stray_answer(ticket: u64) -> FromShard {
-    let reply = v1::SendReply { room: "r".to_owned(), seq: 1, at: 1, duplicate: false };
-    FromShard::Answer { epoch: Epoch(1), ticket: Ticket(ticket), answer: Answer::Sent(Box::new(reply)) }
+    let answer = Answer::Sent { seq: Seq(1), at: UnixMs(1), duplicate: false };
+    FromShard::Answer { epoch: Epoch(1), ticket: Ticket(ticket), answer }
 }
