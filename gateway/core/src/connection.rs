@@ -12,6 +12,7 @@ use smallvec::SmallVec;
 
 use crate::command::{Checked, SubscribeTo};
 use crate::packed_send::PackedSend;
+use crate::spare::Reuse;
 use crate::ws::Decoder;
 
 /// No user yet.
@@ -104,6 +105,19 @@ impl Out {
     }
 }
 
+/// Commands for which an empty flight may keep memory to let them wait in.
+const WAITING_KEPT: usize = 8;
+/// Memory of an empty queue above this is freed: a reply or a few events fit.
+pub(crate) const OUT_KEPT: usize = 4 << 10;
+
+impl Reuse for Out {
+    fn clear(&mut self) -> bool {
+        self.bytes.clear();
+        self.sent = 0;
+        self.bytes.capacity() <= OUT_KEPT
+    }
+}
+
 /// Commands between their arrival and their reply.
 #[derive(Debug, Default)]
 pub(crate) struct Flight {
@@ -133,6 +147,16 @@ impl Flight {
     pub(crate) fn has(&self, id: u64) -> bool {
         self.pending.iter().any(|pending| pending.id == id && !pending.is_replied())
             || self.waiting.iter().any(|(waiting, _)| *waiting == id)
+    }
+}
+
+impl Reuse for Flight {
+    fn clear(&mut self) -> bool {
+        self.pending.clear();
+        self.waiting.clear();
+        self.refused = 0;
+        // Who had many commands under way was not the one that it is kept for.
+        !self.pending.spilled() && self.waiting.capacity() <= WAITING_KEPT
     }
 }
 

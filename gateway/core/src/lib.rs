@@ -12,6 +12,7 @@ pub mod proxy;
 mod ring;
 mod room;
 pub mod slab;
+mod spare;
 mod start;
 pub mod timing_wheel;
 pub mod worker;

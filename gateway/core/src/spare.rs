@@ -14,7 +14,6 @@ pub(crate) trait Reuse: Default {
 
 #[derive(Debug)]
 pub(crate) struct Spare<T> {
-    #[expect(clippy::vec_box, reason = "the boxes are what is kept")]
     boxes: Vec<Box<T>>,
 }
 

@@ -36,6 +36,7 @@ use crate::connection::{Connection, Flight, NOBODY, Out, Phase, Place};
 use crate::dirty::DirtySet;
 use crate::room::Room;
 use crate::slab::{INDEX_BITS, Key, Slab};
+use crate::spare::Spare;
 use crate::timing_wheel::TimingWheel;
 use crate::ws::encode::{put_close, put_close_reply, put_frame};
 use crate::ws::{self, Item, Opcode};
@@ -242,6 +243,9 @@ pub struct Worker {
     nobody: UserId,
     payload: Vec<u8>,
     sweep: Vec<u32>,
+    /// For connections that get something to do.
+    outs: Spare<Out>,
+    flights: Spare<Flight>,
 }
 
 impl Worker {
@@ -283,6 +287,8 @@ impl Worker {
             nobody: UserId::system(),
             payload: Vec::new(),
             sweep: Vec::new(),
+            outs: Spare::default(),
+            flights: Spare::default(),
         }
     }
 
@@ -330,7 +336,7 @@ impl Worker {
         }
         let key = self.connections.insert(Connection::new(format, now.ms))?;
         if let Some(connection) = self.connections.get_mut(key.index) {
-            connection.out = Some(Box::new(Out { bytes: response.to_vec(), sent: 0 }));
+            out_of(&mut self.outs, connection).extend_from_slice(response);
         }
         self.dirty.mark(key.index);
         self.arm(now, key.index);
@@ -368,7 +374,7 @@ impl Worker {
                 Item::Binary(payload) => self.frame(now, index, frame::parse_proto(&payload)),
                 Item::Ping(payload) => {
                     if !connection.is_closing() && connection.queued() < QUEUED_SOFT {
-                        put_frame(out_of(connection), Opcode::Pong, &payload);
+                        put_frame(out_of(&mut self.outs, connection), Opcode::Pong, &payload);
                         self.dirty.mark(index);
                     }
                 }
@@ -378,7 +384,7 @@ impl Worker {
                     connection.phase = Phase::Closing { answered: true };
                     connection.phase_since = now.ms;
                     if !closing {
-                        put_close_reply(out_of(connection), code);
+                        put_close_reply(out_of(&mut self.outs, connection), code);
                     }
                     self.dirty.mark(index);
                     self.leave_all(index);
@@ -503,7 +509,7 @@ impl Worker {
         if connection.is_closing() {
             return;
         }
-        put_server_frame(&mut self.payload, connection.format, frame, out_of(connection));
+        put_server_frame(&mut self.payload, connection.format, frame, out_of(&mut self.outs, connection));
         self.dirty.mark(index);
     }
 
@@ -553,7 +559,7 @@ impl Worker {
             connection.full = false;
             self.effects.push(Effect::Resume { connection: index });
         }
-        put_close(out_of(connection), code, reason);
+        put_close(out_of(&mut self.outs, connection), code, reason);
         self.dirty.mark(index);
         self.leave_all(index);
         self.arm(now, index);
@@ -587,7 +593,10 @@ impl Worker {
 
     fn forget(&mut self, index: u32) {
         self.leave_all(index);
-        if self.connections.remove_held(index).is_some() {
+        if let Some(gone) = self.connections.remove_held(index) {
+            if let Some(out) = gone.out {
+                self.outs.put(out);
+            }
             self.dirty.unmark(index);
             self.effects.push(Effect::Drop { connection: index });
         }
@@ -631,12 +640,12 @@ const fn split_ticket(ticket: Ticket) -> (Key, u32) {
 
 const _: () = assert!(INDEX_BITS < 32);
 
-fn out_of(connection: &mut Connection) -> &mut Vec<u8> {
-    &mut connection.out.get_or_insert_default().bytes
+fn out_of<'a>(spare: &mut Spare<Out>, connection: &'a mut Connection) -> &'a mut Vec<u8> {
+    &mut connection.out.get_or_insert_with(|| spare.take()).bytes
 }
 
-fn flight_of(connection: &mut Connection) -> &mut Flight {
-    connection.flight.get_or_insert_default()
+fn flight_of<'a>(spare: &mut Spare<Flight>, connection: &'a mut Connection) -> &'a mut Flight {
+    connection.flight.get_or_insert_with(|| spare.take())
 }
 
 const fn opcode_of(format: Format) -> Opcode {

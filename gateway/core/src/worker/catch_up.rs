@@ -378,7 +378,7 @@ impl Worker {
             connection.mark_room(room_index);
         }
         if !bytes.is_empty() {
-            out_of(connection).append(&mut bytes);
+            out_of(&mut self.outs, connection).append(&mut bytes);
         }
         self.dirty.mark(index);
         if stuck {

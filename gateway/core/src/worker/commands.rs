@@ -45,7 +45,7 @@ impl Worker {
             return;
         }
         if connection.flight.as_ref().map_or(0, |flight| flight.len()) >= self.options.in_flight {
-            let flight = flight_of(connection);
+            let flight = flight_of(&mut self.flights, connection);
             flight.refused += 1;
             let pause = flight.refused.is_multiple_of(REFUSED_MAX);
             self.counters.in_flight_refused += 1;
@@ -71,7 +71,7 @@ impl Worker {
                 Err(Code::Unauthenticated.error("send `auth` first"))
             }
             Ok(command) if phase == Phase::Checking => {
-                flight_of(connection).waiting.push_back((id, Waiting::Unchecked(command)));
+                flight_of(&mut self.flights, connection).waiting.push_back((id, Waiting::Unchecked(command)));
                 return;
             }
             Ok(command) => Ok(command),
@@ -166,13 +166,13 @@ impl Worker {
                 }
             }
             RoomCommand::History { .. } | RoomCommand::Members { .. } => {
-                let busy = flight_of(connection)
+                let busy = flight_of(&mut self.flights, connection)
                     .pending
                     .iter()
                     .filter(|pending| matches!(pending.what, What::Room { heavy: true, .. }))
                     .count();
                 if busy >= HEAVY_MAX || connection.queued() > QUEUED_SOFT {
-                    flight_of(connection)
+                    flight_of(&mut self.flights, connection)
                         .waiting
                         .push_back((id, Waiting::Checked(Checked::Room { room, command })));
                     return;
@@ -202,7 +202,7 @@ impl Worker {
         let connection = self.connections.get_mut(index)?;
         let first = connection.tickets;
         connection.tickets = first.wrapping_add(tickets);
-        flight_of(connection).pending.push(Pending {
+        flight_of(&mut self.flights, connection).pending.push(Pending {
             id,
             ticket: first,
             since: now.ms,
@@ -224,12 +224,12 @@ impl Worker {
         Some(pending)
     }
 
-    /// Something left the flight: an empty one is freed.
+    /// Something left the flight: an empty one goes.
     pub(super) fn flight_moved(&mut self, index: u32) {
         if let Some(connection) = self.connections.get_mut(index)
-            && connection.flight.as_ref().is_some_and(|flight| flight.is_empty())
+            && let Some(flight) = connection.flight.take_if(|flight| flight.is_empty())
         {
-            connection.flight = None;
+            self.flights.put(flight);
         }
     }
 
@@ -502,7 +502,7 @@ impl Worker {
             && cursor.next == seq
             && room.applied >= seq
         {
-            put_server_frame(&mut self.payload, connection.format, frame, out_of(connection));
+            put_server_frame(&mut self.payload, connection.format, frame, out_of(&mut self.outs, connection));
             cursor.next = seq.next();
             self.dirty.mark(index);
             return true;

@@ -8,7 +8,7 @@ use banyan_proto::v1::server_frame::Body;
 
 use super::rooms::not_a_member;
 use super::{Effect, Now, Sent, Wire, Worker, out_of};
-use crate::connection::{Out, Phase, Place};
+use crate::connection::{Phase, Place};
 use crate::room::{CursorState, side_of};
 
 /// Sends of one sweep, before the sockets are looked at again.
@@ -129,18 +129,17 @@ impl Worker {
             }
             Sent::Bytes(sent) => {
                 let (next, rest) = ring.after_partial(cursor.next, sent);
-                let rest = rest.to_vec();
                 self.counters.bytes_sent += sent as u64;
                 let next = if rest.is_empty() { next } else { next.next() };
                 self.counters.deliveries += next.0 - cursor.next.0;
-                cursor.next = next;
                 if let Some(connection) = self.connections.get_mut(index) {
                     connection.blocked = true;
                     connection.progress_at = now.ms;
                     if !rest.is_empty() {
-                        connection.out = Some(Box::new(Out { bytes: rest, sent: 0 }));
+                        out_of(&mut self.outs, connection).extend_from_slice(rest);
                     }
                 }
+                cursor.next = next;
                 self.arm(now, index);
             }
             Sent::Full => {
@@ -192,6 +191,7 @@ impl Worker {
                 Sent::Bytes(sent) => sent,
                 Sent::Full => 0,
                 Sent::Broken => {
+                    self.outs.put(out);
                     self.lost(index);
                     return;
                 }
@@ -213,6 +213,7 @@ impl Worker {
                 self.arm(now, index);
                 return;
             }
+            self.outs.put(out);
             if connection.dirty_rooms.is_empty() {
                 self.flushed(now, index);
                 return;
@@ -280,13 +281,13 @@ impl Worker {
                     let mut gap = Vec::new();
                     self.put_gap(format, &id, next, until, false, &mut gap);
                     if let Some(connection) = self.connections.get_mut(index) {
-                        out_of(connection).append(&mut gap);
+                        out_of(&mut self.outs, connection).append(&mut gap);
                     }
                     continue;
                 }
                 if extra.replies.iter().any(|(seq, _)| *seq == next) {
                     cursor.next = next.next();
-                    extra.put_replies_below(cursor.next, out_of(connection));
+                    extra.put_replies_below(cursor.next, out_of(&mut self.outs, connection));
                     continue;
                 }
                 for (first, _) in &extra.out {
@@ -309,7 +310,7 @@ impl Worker {
                 stop = Seq(next.0 + (stop.0 - next.0) / 2);
                 bytes = ring.slice(next, stop);
             }
-            out_of(connection).extend_from_slice(bytes);
+            out_of(&mut self.outs, connection).extend_from_slice(bytes);
             self.counters.deliveries += stop.0 + 1 - next.0;
             cursor.next = stop.next();
             if connection.queued() >= GATHER_BYTES {

@@ -127,7 +127,7 @@ impl Worker {
             if bytes.is_empty() {
                 put_server_frame(&mut self.payload, connection.format, &frame, bytes);
             }
-            out_of(connection).extend_from_slice(bytes);
+            out_of(&mut self.outs, connection).extend_from_slice(bytes);
             self.dirty.mark(*index);
         }
     }
@@ -395,7 +395,7 @@ impl Worker {
                 if bytes.is_empty() {
                     put_server_frame(&mut self.payload, connection.format, &frame, bytes);
                 }
-                out_of(connection).extend_from_slice(bytes);
+                out_of(&mut self.outs, connection).extend_from_slice(bytes);
                 self.dirty.mark(passive.connection);
             }
             false

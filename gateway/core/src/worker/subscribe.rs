@@ -332,7 +332,7 @@ impl Worker {
         }
         let Some(connection) = self.connections.get_mut(index).filter(|of| !of.is_closing()) else { return };
         for (_, reply) in replies {
-            out_of(connection).extend_from_slice(&reply);
+            out_of(&mut self.outs, connection).extend_from_slice(&reply);
         }
         self.dirty.mark(index);
     }
@@ -443,8 +443,8 @@ impl Worker {
     pub(super) fn abandon_flight(&mut self, index: u32) {
         let Some(connection) = self.connections.get_mut(index) else { return };
         connection.awaited = 0;
-        let Some(flight) = connection.flight.take() else { return };
-        for pending in flight.pending {
+        let Some(mut flight) = connection.flight.take() else { return };
+        for pending in flight.pending.drain(..) {
             let What::Subscribe(subscribing) = pending.what else { continue };
             for (asked, answered) in subscribing.asked.iter().zip(&subscribing.answered) {
                 if answered.is_none()
@@ -456,6 +456,7 @@ impl Worker {
                 }
             }
         }
+        self.flights.put(flight);
     }
 }
 

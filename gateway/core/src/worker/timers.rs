@@ -170,7 +170,7 @@ impl Worker {
             }
         } else if connection.heard_at + ping <= now.ms {
             connection.pinged_at = now.ms;
-            put_frame(out_of(connection), Opcode::Ping, &[]);
+            put_frame(out_of(&mut self.outs, connection), Opcode::Ping, &[]);
             self.dirty.mark(index);
         }
         let Some(connection) = self.connections.get_mut(index) else { return };
