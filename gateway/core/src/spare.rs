@@ -35,6 +35,11 @@ impl<T: Reuse> Spare<T> {
             self.boxes.push(used);
         }
     }
+
+    #[cfg(test)]
+    pub(crate) fn len(&self) -> usize {
+        self.boxes.len()
+    }
 }
 
 #[cfg(test)]
@@ -60,12 +65,12 @@ mod tests {
         for _ in 0..3 * SPARE_MAX {
             spare.put(Box::new(Out { bytes: vec![1; 10], sent: 4 }));
         }
-        assert_eq!(spare.boxes.len(), SPARE_MAX);
+        assert_eq!(spare.len(), SPARE_MAX);
         for _ in 0..2 * SPARE_MAX {
             let out = spare.take();
             assert!(out.bytes.is_empty() && out.sent == 0);
         }
-        assert!(spare.boxes.is_empty());
+        assert_eq!(spare.len(), 0);
     }
 
     #[test]
@@ -81,7 +86,7 @@ mod tests {
         for (capacity, kept) in [(OUT_KEPT, 1), (OUT_KEPT + 1, 0)] {
             let mut spare = Spare::default();
             spare.put(Box::new(Out { bytes: Vec::with_capacity(capacity), sent: 0 }));
-            assert_eq!(spare.boxes.len(), kept, "{capacity}");
+            assert_eq!(spare.len(), kept, "{capacity}");
         }
     }
 
@@ -93,7 +98,7 @@ mod tests {
         flight.waiting.push_back(waiting());
         flight.refused = 3;
         spare.put(flight);
-        assert_eq!(spare.boxes.len(), 1);
+        assert_eq!(spare.len(), 1);
         let flight = spare.take();
         assert!(flight.is_empty() && flight.refused == 0);
         for (pendings, waitings) in [(2, 0), (0, 100)] {
@@ -101,7 +106,7 @@ mod tests {
             flight.pending.extend((0..pendings).map(|_| pending()));
             flight.waiting.extend((0..waitings).map(|_| waiting()));
             spare.put(Box::new(flight));
-            assert!(spare.boxes.is_empty(), "{pendings} {waitings}");
+            assert_eq!(spare.len(), 0, "{pendings} {waitings}");
         }
     }
 }

@@ -415,6 +415,39 @@ fn a_reply_in_a_big_room_goes_out_before_what_follows() {
     w.end();
 }
 
+/// What a busy connection had is there for the next one, however it came to rest.
+#[test]
+fn what_a_command_takes_is_given_back() {
+    let mut w = World::new();
+    w.room("r", &["ann"], 0);
+    let clients: Vec<usize> = (0..4).map(|_| w.json("ann")).collect();
+    for c in &clients {
+        w.subscribe(*c, "r", 0);
+    }
+    w.run();
+    let spare = |w: &World| (w.worker.outs.len(), w.worker.flights.len());
+    let before = spare(&w);
+    w.send(clients[0], "r", "m");
+    assert_eq!(spare(&w), before, "one is enough for one after the other");
+    // Four at once: one that is answered, one that goes, one whose socket breaks, one that is closed.
+    w.owner.held = Some([].into());
+    for c in &clients {
+        w.post(*c, Command::History(v1::History { room: "r".into(), ..v1::History::default() }));
+        w.post(*c, Command::Ping(v1::Ping {}));
+    }
+    w.clog(clients[1], 3);
+    w.socket(clients[2]).broken = true;
+    assert_eq!(w.worker.flights.len(), 0);
+    w.run();
+    w.lose(clients[1]);
+    w.raw(clients[3], &[0x80]);
+    w.let_go();
+    w.pass(3_000);
+    assert_eq!((w.clients[1].alive, w.clients[2].alive, w.clients[3].alive), (false, false, false));
+    assert_eq!(spare(&w), (4, 4));
+    w.end();
+}
+
 /// Two tries under two ids: both are answered, at one place.
 #[test]
 fn two_tries_of_one_send_are_both_answered() {
