@@ -29,6 +29,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, interval, sleep, timeout};
 
+use crate::cluster::network::Network;
 use crate::cluster::{Cluster, NodePlan, Plan};
 use crate::crash::client::{self, Connection};
 use crate::crash::load::{Manner, Orders, Phase, Sender, Subscriber};
@@ -86,6 +87,8 @@ pub struct Options {
     pub etcd: usize,
     /// One, or three.
     pub cql: u8,
+    /// Nodes live in namespaces of it and the kernel cuts their links; else proxies do.
+    pub network: Option<Network>,
     pub slots: u32,
     pub rooms: usize,
     pub senders: usize,
@@ -115,6 +118,7 @@ impl Options {
             apart: false,
             etcd: 1,
             cql: 1,
+            network: None,
             slots: 256,
             rooms: 12,
             senders: 6,
@@ -136,7 +140,7 @@ pub type Say = Arc<dyn Fn(&str) + Send + Sync>;
 /// Does one run. `Err` means that it could not be done; what is broken is in the result.
 pub async fn run(options: &Options, say: Say) -> anyhow::Result<Run> {
     for nemesis in &options.nemeses {
-        if let Some(wants) = nemesis.wants(options.etcd, options.cql) {
+        if let Some(wants) = nemesis.wants(options.etcd, options.cql, options.network.is_some()) {
             anyhow::bail!("{} {wants}", nemesis.name());
         }
     }
@@ -187,6 +191,7 @@ pub async fn run(options: &Options, say: Say) -> anyhow::Result<Run> {
     run.counters = stage.gauges.sums().into_iter().map(|(name, sum)| (name.to_owned(), sum)).collect();
     run.seconds = live.end();
     (run.nodes, run.etcd, run.cql, run.slots) = (options.nodes, options.etcd, options.cql, options.slots);
+    run.netns = options.network.is_some();
     run.note_logs(&stage.cluster);
     Ok(run)
 }
@@ -200,7 +205,7 @@ async fn start(options: &Options, say: &Say) -> anyhow::Result<Cluster> {
     } else {
         named("n", "gateway,shard").collect()
     };
-    let limits = ["SENDS_PER_S", "SENDS_BURST", "CONNECTIONS_PER_USER"];
+    let limits = ["SENDS_PER_S", "SENDS_BURST", "CONNECTIONS_PER_USER", "CONNECTIONS_PER_IP"];
     let plan = Plan {
         binary: options.server.clone(),
         directory: options.work_dir.clone(),
@@ -210,14 +215,14 @@ async fn start(options: &Options, say: &Say) -> anyhow::Result<Cluster> {
         commit_log: CommitLog::Group,
         slots: options.slots,
         haproxy: options.apart,
-        proxies: true,
+        proxies: options.network.is_none(),
         clocks: options.nemeses.contains(&Nemesis::ClockJump),
-        // A few users with many connections make the load; nothing else differs from the default.
+        // A few users with many connections, all of one machine, make the load; nothing else differs from the default.
         environment: limits.map(|limit| (format!("BANYAN_LIMITS__{limit}"), "100000".to_owned())).into(),
     };
     let begun = Instant::now();
-    Cluster::start(plan, |step| say(&format!("{:>6.1} s  starting: {step}", begun.elapsed().as_secs_f64())))
-        .await
+    let say = |step: &str| say(&format!("{:>6.1} s  starting: {step}", begun.elapsed().as_secs_f64()));
+    Cluster::start_in(options.network.clone(), plan, say).await
 }
 
 /// One nemesis after the other, until the list or the time is over.

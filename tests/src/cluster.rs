@@ -4,6 +4,8 @@
 //! that it started are signalled.
 //! Does not: talk to nodes as a client, nor judge what they do.
 
+pub mod network;
+
 use anyhow::{Context, bail, ensure};
 use banyan_test_servers::balancer::{self, Balancer};
 use banyan_test_servers::cassandra::{self, Cassandra, CommitLog};
@@ -22,6 +24,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 use crate::clock::{Clock, Setting, Shim};
+use network::{Network, Place};
 
 /// How long a node may take until it is ready.
 const NODE_LIMIT: Duration = Duration::from_secs(60);
@@ -80,12 +83,14 @@ pub struct Node {
     pub to_etcd: Vec<FaultProxy>,
     /// As the plan says.
     pub clock: Option<Clock>,
+    /// Where the cluster has a network of its own.
+    pub place: Option<Place>,
     ports: Ports,
 }
 
 impl Node {
     fn at(&self, index: usize) -> SocketAddr {
-        (Ipv4Addr::LOCALHOST, self.ports.at(index)).into()
+        (address(self.place.as_ref()), self.ports.at(index)).into()
     }
 
     /// Where clients connect, if they may.
@@ -101,18 +106,31 @@ impl Node {
         self.at(2)
     }
 
-    /// Makes this of the proxy before the node, if there is one: how other nodes find it.
-    pub fn before(&self, fault: Fault) {
+    /// Makes this of what lies between the node and others, a proxy or the kernel: how other nodes find it.
+    pub async fn before(&mut self, fault: Fault) -> anyhow::Result<()> {
         if let Some(proxy) = &self.proxy {
             proxy.set(fault);
         }
+        match &mut self.place {
+            Some(place) => place.before(fault).await,
+            None => Ok(()),
+        }
     }
 
-    /// Makes this of the proxies between the node and etcd, if there are any.
-    pub fn towards_etcd(&self, fault: Fault) {
+    /// Makes this of what lies between the node and etcd, proxies or the kernel.
+    pub async fn towards_etcd(&mut self, fault: Fault) -> anyhow::Result<()> {
         for proxy in &self.to_etcd {
             proxy.set(fault);
         }
+        match &mut self.place {
+            Some(place) => place.towards_etcd(fault).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Its place in the cluster's own network.
+    pub fn placed(&self) -> anyhow::Result<&Place> {
+        self.place.as_ref().with_context(|| format!("{} has no network namespace of its own", self.plan.name))
     }
 
     /// Sets its wall clock, where the plan has clocks.
@@ -155,18 +173,33 @@ pub struct Cluster {
     pub nodes: BTreeMap<String, Node>,
     pub haproxy: Option<(SocketAddr, Balancer)>,
     clocks: Option<Shim>,
+    network: Option<Network>,
 }
 
 impl Cluster {
     /// Starts everything. `say` gets a line for each step.
-    pub async fn start(plan: Plan, mut say: impl FnMut(&str)) -> anyhow::Result<Self> {
+    pub async fn start(plan: Plan, say: impl FnMut(&str)) -> anyhow::Result<Self> {
+        Self::start_in(None, plan, say).await
+    }
+
+    /// The same in a network of this program's own, each node in a namespace with certificates for the others.
+    pub async fn start_in(
+        network: Option<Network>,
+        plan: Plan,
+        mut say: impl FnMut(&str),
+    ) -> anyhow::Result<Self> {
+        let [for_etcd, for_store] = match &network {
+            Some(_) => [network::ETCD, network::STORE],
+            None => [Ipv4Addr::LOCALHOST; 2],
+        };
         say("etcd");
-        let etcd = etcd::Builder::new().members(plan.etcd).start().await?;
+        let etcd = etcd::Builder::new().members(plan.etcd).client_address(for_etcd).start().await?;
         say("CQL store");
-        let cql = cassandra::Builder::new().nodes(plan.cql).commit_log(plan.commit_log).start().await?;
+        let store = cassandra::Builder::new().nodes(plan.cql).first_address(for_store);
+        let cql = store.commit_log(plan.commit_log).start().await?;
         let nodes = plan.nodes.clone();
         let clocks = plan.clocks.then(|| Shim::build(&plan.directory)).transpose()?;
-        let mut cluster = Self { plan, etcd, cql, nodes: BTreeMap::new(), haproxy: None, clocks };
+        let mut cluster = Self { plan, etcd, cql, nodes: BTreeMap::new(), haproxy: None, clocks, network };
         say("schema");
         cluster.apply_schema()?;
         for node in nodes {
@@ -235,14 +268,17 @@ impl Cluster {
         proxy: Option<&FaultProxy>,
         to_etcd: &[FaultProxy],
         clock: Option<&Clock>,
+        place: Option<&Place>,
     ) -> anyhow::Result<Recipe> {
         let directory = self.plan.directory.join(&plan.name);
         std::fs::create_dir_all(&directory)?;
-        let at = |index: usize| OsString::from(format!("127.0.0.1:{}", ports.at(index)));
+        let at = |index: usize| OsString::from(format!("{}:{}", address(place), ports.at(index)));
         let proxied: Vec<String> =
             to_etcd.iter().map(|proxy| format!("http://{}", proxy.address())).collect();
         let etcd = if proxied.is_empty() { self.etcd.endpoints() } else { proxied };
-        let mut arguments: Vec<OsString> = vec!["serve".into()];
+        let (program, mut arguments) = place
+            .map_or_else(|| (self.plan.binary.clone(), Vec::new()), |place| place.run_in(&self.plan.binary));
+        arguments.push("serve".into());
         for (flag, value) in [
             ("--node-id", plan.name.clone().into()),
             ("--roles", plan.roles.into()),
@@ -257,18 +293,36 @@ impl Cluster {
         if let Some(proxy) = proxy {
             arguments.extend(["--advertise".into(), proxy.address().to_string().into()]);
         }
+        if place.is_some() {
+            let certs = self.certificates();
+            let file = |name: String| certs.join(name).into();
+            for (flag, file) in [
+                ("--peer-ca", file("ca.pem".to_owned())),
+                ("--peer-cert", file(format!("{}.pem", plan.name))),
+                ("--peer-key", file(format!("{}.key", plan.name))),
+            ] {
+                arguments.extend([flag.into(), file]);
+            }
+        }
         arguments.extend(self.store_arguments());
         let mut environment = self.environment();
         if let (Some(shim), Some(clock)) = (&self.clocks, clock) {
             environment.extend(shim.environment(clock));
         }
-        Ok(Recipe {
-            name: plan.name.clone(),
-            program: self.plan.binary.clone(),
-            arguments,
-            environment,
-            directory,
-        })
+        Ok(Recipe { name: plan.name.clone(), program, arguments, environment, directory })
+    }
+
+    fn certificates(&self) -> PathBuf {
+        self.plan.directory.join("certs")
+    }
+
+    /// Beyond loopback nodes want to know who is there.
+    fn certify(&self, plan: &NodePlan) -> anyhow::Result<()> {
+        let mut command = self.banyan(&["gencerts", "--roles", plan.roles, "--dir"]);
+        let output = command.arg(self.certificates()).arg(&plan.name).output()?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "banyan gencerts: {}", said.trim());
+        Ok(())
     }
 
     /// Starts one more node, and waits until it is ready.
@@ -289,7 +343,14 @@ impl Cluster {
     async fn begin(&mut self, plan: NodePlan) -> anyhow::Result<Node> {
         ensure!(!self.nodes.contains_key(&plan.name), "there is a node {} already", plan.name);
         let ports = Ports::free(3)?;
-        let peers: SocketAddr = (Ipv4Addr::LOCALHOST, ports.at(2)).into();
+        let place = match &self.network {
+            Some(network) => {
+                self.certify(&plan)?;
+                Some(network.place(&plan.name).await?)
+            }
+            None => None,
+        };
+        let peers: SocketAddr = (address(place.as_ref()), ports.at(2)).into();
         let (mut proxy, mut to_etcd) = (None, Vec::new());
         if self.plan.proxies {
             proxy = Some(FaultProxy::start(peers).await?);
@@ -301,9 +362,9 @@ impl Cluster {
             Some(_) => Some(Clock::make(self.plan.directory.join(format!("{}.clock", plan.name)))?),
             None => None,
         };
-        let recipe = self.recipe(&plan, &ports, proxy.as_ref(), &to_etcd, clock.as_ref())?;
+        let recipe = self.recipe(&plan, &ports, proxy.as_ref(), &to_etcd, clock.as_ref(), place.as_ref())?;
         let process = Process::start(recipe)?;
-        Ok(Node { plan, process, proxy, to_etcd, clock, ports })
+        Ok(Node { plan, process, proxy, to_etcd, clock, place, ports })
     }
 
     pub fn node(&mut self, name: &str) -> anyhow::Result<&mut Node> {
@@ -348,6 +409,11 @@ impl Cluster {
         self.haproxy = Some((address, running));
         Ok(())
     }
+}
+
+/// Where a node listens.
+fn address(place: Option<&Place>) -> Ipv4Addr {
+    place.map_or(Ipv4Addr::LOCALHOST, Place::address)
 }
 
 /// The body of a small answer of HTTP/1.

@@ -1,6 +1,6 @@
 //! Apache Cassandra: one node or several, the CQL server of the tests where no ScyllaDB can be had.
 //!
-//! Owns: nodes on 127.0.0.1, .2, …, their configuration and data; proxies before them when asked for.
+//! Owns: nodes on 127.0.0.1, .2, … or other addresses in a row, their configuration and data; proxies before them when asked for.
 //! Always holds: all nodes of a cluster have the same port, as drivers expect; nobody else's cluster joins (the
 //! storage port is the cluster's own).
 //! Does not: make keyspaces. A real server takes its place where [`external`] names one.
@@ -32,6 +32,7 @@ pub enum CommitLog {
 #[derive(Debug, Clone)]
 pub struct Builder {
     nodes: u8,
+    first_address: Ipv4Addr,
     commit_log: CommitLog,
     heap_mib: u32,
     proxied: bool,
@@ -42,6 +43,7 @@ impl Default for Builder {
     fn default() -> Self {
         Self {
             nodes: 1,
+            first_address: Ipv4Addr::LOCALHOST,
             commit_log: CommitLog::Group,
             heap_mib: DEFAULT_HEAP_MIB,
             proxied: false,
@@ -71,6 +73,13 @@ impl Builder {
     #[must_use]
     pub fn nodes(mut self, nodes: u8) -> Self {
         self.nodes = nodes;
+        self
+    }
+
+    /// Where the first node listens, if not on 127.0.0.1; the others do on the addresses after it.
+    #[must_use]
+    pub fn first_address(mut self, address: Ipv4Addr) -> Self {
+        self.first_address = address;
         self
     }
 
@@ -107,7 +116,9 @@ impl Builder {
         let java = tools::system("java", "default-jre-headless")?;
         let jars = jars(&tools::installed("cassandra/lib")?)?;
         let directory = Directory::make("cassandra")?;
-        let own: Vec<IpAddr> = (1..=self.nodes).map(|n| Ipv4Addr::new(127, 0, 0, n).into()).collect();
+        let first = self.first_address.to_bits();
+        let own: Vec<IpAddr> =
+            (0..u32::from(self.nodes)).map(|n| Ipv4Addr::from_bits(first + n).into()).collect();
         let shown: Vec<IpAddr> = (1..=self.nodes).map(|n| Ipv4Addr::new(127, 0, 1, n).into()).collect();
         let all: Vec<IpAddr> = own.iter().chain(&shown).copied().collect();
         let ports = Ports::free_on(&all, 2)?;

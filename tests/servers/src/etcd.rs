@@ -40,6 +40,7 @@ pub struct Tls {
 pub struct Builder {
     release: Release,
     members: usize,
+    client_address: Ipv4Addr,
     arguments: Vec<OsString>,
     client_arguments: Vec<OsString>,
     tls: Option<Tls>,
@@ -50,6 +51,7 @@ impl Default for Builder {
         Self {
             release: Release::V3_6,
             members: 1,
+            client_address: Ipv4Addr::LOCALHOST,
             arguments: Vec::new(),
             client_arguments: Vec::new(),
             tls: None,
@@ -71,6 +73,13 @@ impl Builder {
     #[must_use]
     pub fn members(mut self, members: usize) -> Self {
         self.members = members;
+        self
+    }
+
+    /// Where members listen for clients, if not on 127.0.0.1; among each other they always do there.
+    #[must_use]
+    pub fn client_address(mut self, address: Ipv4Addr) -> Self {
+        self.client_address = address;
         self
     }
 
@@ -99,7 +108,8 @@ impl Builder {
         ensure!(self.members > 0, "a cluster has members");
         let programs = Programs::find(self.release)?;
         let directory = Directory::make("etcd")?;
-        let ports = Ports::free(3 * self.members)?;
+        let ports =
+            Ports::free_on(&[Ipv4Addr::LOCALHOST.into(), self.client_address.into()], 3 * self.members)?;
         let peers: Vec<String> =
             (0..self.members).map(|i| format!("m{i}=http://127.0.0.1:{}", ports.at(3 * i + 1))).collect();
         let mut etcd = Etcd {
@@ -114,11 +124,10 @@ impl Builder {
         for i in 0..self.members {
             let (client, metrics) = (etcd._ports.at(3 * i), etcd._ports.at(3 * i + 2));
             let member = etcd.recipe(&self, i, client, metrics);
-            let address = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
             etcd.members.push(Member {
                 process: Process::start(member)?,
-                client: address(client),
-                metrics: address(metrics),
+                client: SocketAddr::from((self.client_address, client)),
+                metrics: SocketAddr::from((Ipv4Addr::LOCALHOST, metrics)),
                 scheme: if self.tls.is_some() { "https" } else { "http" },
             });
         }
@@ -315,7 +324,7 @@ impl Etcd {
     fn recipe(&self, builder: &Builder, index: usize, client: u16, metrics: u16) -> Recipe {
         let name = format!("m{index}");
         let scheme = if builder.tls.is_some() { "https" } else { "http" };
-        let client = format!("{scheme}://127.0.0.1:{client}");
+        let client = format!("{scheme}://{}:{client}", builder.client_address);
         let peer =
             self.cluster.split(',').nth(index).and_then(|peer| peer.split_once('=')).map_or("", |p| p.1);
         let mut arguments: Vec<OsString> = vec!["--data-dir".into(), self.data_dir(index).into()];

@@ -39,7 +39,9 @@ async fn a_node_starts_with_the_other_kinds_of_commit_log() -> anyhow::Result<()
     let _alone = ALONE.lock().await;
     for commit_log in [CommitLog::Batch, CommitLog::Periodic] {
         let began = Instant::now();
-        let mut cluster = Builder::new().commit_log(commit_log).start().await?;
+        let address = std::net::Ipv4Addr::new(127, 0, 0, 5);
+        let mut cluster = Builder::new().first_address(address).commit_log(commit_log).start().await?;
+        assert!(cluster.contact_points()[0].starts_with("127.0.0.5:"), "{:?}", cluster.contact_points());
         println!("{commit_log:?}: ready after {:?}", began.elapsed());
         assert!(cluster.node(0).is_running());
     }

@@ -56,7 +56,13 @@ async fn one_member_of_each_release_keeps_its_data_and_goes_back_to_a_snapshot()
 
 #[tokio::test]
 async fn three_members_elect_another_leader_and_a_snapshot_makes_three_again() -> anyhow::Result<()> {
-    let mut etcd = Builder::new().members(3).start().await?;
+    let elsewhere = std::net::Ipv4Addr::new(127, 0, 0, 2);
+    let mut etcd = Builder::new().members(3).client_address(elsewhere).start().await?;
+    assert!(
+        etcd.endpoints().iter().all(|url| url.starts_with("http://127.0.0.2:")),
+        "{:?}",
+        etcd.endpoints()
+    );
     ctl(&etcd, &["put", "key", "old"])?;
     let snapshots = tempfile::tempdir()?;
     let file = snapshots.path().join("snapshot");

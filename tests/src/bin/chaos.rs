@@ -11,6 +11,7 @@ use banyan_tests::chaos::meter::percentile;
 use banyan_tests::chaos::nemesis::{Lengths, Nemesis};
 use banyan_tests::chaos::report::{Report, STRIKES};
 use banyan_tests::chaos::{Options, Say, run};
+use banyan_tests::cluster::network::{self, Network};
 use banyan_tests::server;
 use clap::{Parser, ValueEnum};
 use std::io::Write as _;
@@ -27,6 +28,7 @@ use std::time::Duration;
 chaos --minutes 20 --cql 3 --etcd 3         the same with three servers each\n  \
 chaos --nemesis kill --nemesis freeze       each once\n  \
 chaos --nemesis kill --times 30             so often, with no longer a pause than it takes to heal\n  \
+chaos --netns --nemesis cut --nemesis unplug   links cut by the kernel (as root)\n  \
 chaos --bench-cost --cql 3                  what the barrier costs\n  \
 chaos --minutes 20 --resume target/chaos    adds another run to a report"
 )]
@@ -61,6 +63,13 @@ struct Arguments {
     /// Servers of the store: 1 or 3, each about 1 GiB
     #[arg(long, default_value_t = 1)]
     cql: u8,
+    /// Each node in a network namespace, so that the kernel cuts links: packets are lost and nobody is told. As root, with `ip`
+    /// and `unshare`; the machine's own network is left alone
+    #[arg(long, conflicts_with_all = ["bench_cost", "redraw"])]
+    netns: bool,
+    /// What the program had before --netns started it anew
+    #[arg(long, value_name = "VIEWS", hide = true, requires = "netns")]
+    left: Option<String>,
     /// Slots that rooms hash to
     #[arg(long, default_value_t = 4096)]
     slots: u32,
@@ -121,8 +130,14 @@ async fn chaos(arguments: Arguments) -> anyhow::Result<bool> {
         print(&report);
         return Ok(!report.is_broken());
     }
+    let network = match (arguments.netns, &arguments.left) {
+        (true, None) => match network::enter("--left")? {},
+        (true, Some(left)) => Some(Network::make(left).await?),
+        (false, _) => None,
+    };
     let everything = arguments.nemesis.is_empty() && !arguments.bench_join;
-    let possible = |nemesis: &Nemesis| nemesis.wants(arguments.etcd, arguments.cql).is_none();
+    let possible =
+        |nemesis: &Nemesis| nemesis.wants(arguments.etcd, arguments.cql, arguments.netns).is_none();
     let nemeses = if everything {
         Nemesis::value_variants().iter().copied().filter(possible).collect()
     } else {
@@ -143,6 +158,7 @@ async fn chaos(arguments: Arguments) -> anyhow::Result<bool> {
         apart: false,
         etcd: arguments.etcd,
         cql: arguments.cql,
+        network,
         slots: arguments.slots,
         rooms: arguments.rooms,
         senders: arguments.senders.unwrap_or(12),

@@ -6,11 +6,11 @@
 
 use anyhow::{Context, bail, ensure};
 use banyan_checker::FaultKind;
-use banyan_test_servers::proxy::Fault;
+use banyan_test_servers::proxy::{Fault, FaultProxy};
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use super::USERS;
 use super::stage::Stage;
@@ -87,6 +87,8 @@ pub enum Nemesis {
     CutFromOwner,
     /// An owner does not reach etcd, and goes on: its lease runs out, others take its rooms, and only the fence tells it
     CutFromEtcd,
+    /// An owner's cable is pulled out until others serve its rooms, then put in again (--netns)
+    Unplug,
     /// Wall clocks of two owners jump by 30 s and by an hour, one forwards and one back, then run too fast and too slow
     ClockJump,
 }
@@ -96,9 +98,10 @@ impl Nemesis {
         self.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
     }
 
-    /// Why it cannot be done to a cluster of so many servers, if so.
-    pub const fn wants(self, etcd: usize, cql: u8) -> Option<&'static str> {
+    /// Why it cannot be done to a cluster of so many servers, with or without a network of its own, if so.
+    pub const fn wants(self, etcd: usize, cql: u8, netns: bool) -> Option<&'static str> {
         match self {
+            Self::Unplug if !netns => Some("wants --netns: a proxy cannot take all of a node's links away"),
             Self::EtcdLeader if etcd < 3 => Some("wants three servers of etcd"),
             Self::CqlDown | Self::CqlFreeze | Self::CqlAllDown if cql < 3 => {
                 Some("wants three servers of the store")
@@ -120,6 +123,7 @@ impl Nemesis {
                 | Self::Leave
                 | Self::EtcdRestore
                 | Self::CutFromEtcd
+                | Self::Unplug
         )
     }
 }
@@ -186,6 +190,7 @@ pub async fn strike(nemesis: Nemesis, stage: &mut Stage) -> anyhow::Result<Struc
         Nemesis::CutToOwner => cut(stage, Fault::CutToServer).await,
         Nemesis::CutFromOwner => cut(stage, Fault::CutToClient).await,
         Nemesis::CutFromEtcd => cut_from_etcd(stage).await,
+        Nemesis::Unplug => unplug(stage).await,
         Nemesis::ClockJump => clock_jump(stage).await,
     }
 }
@@ -195,11 +200,11 @@ async fn kill(stage: &mut Stage, seen: Fault) -> anyhow::Result<Struck> {
     let victim = stage.an_owner()?;
     let rooms = stage.rooms_of(&victim);
     if seen == Fault::Cut {
-        stage.cluster.node(&victim)?.before(seen);
+        stage.cluster.node(&victim)?.before(seen).await?;
     }
     stage.cluster.node(&victim)?.process.kill().await?;
     let at = stage.meter.now_us();
-    stage.cluster.node(&victim)?.before(seen);
+    stage.cluster.node(&victim)?.before(seen).await?;
     stage.recorder.fault(FaultKind::Kill);
     stage.look();
     taken_over(stage, &rooms, at).await?;
@@ -227,7 +232,7 @@ async fn taken_over(stage: &Stage, rooms: &[String], from_us: u64) -> anyhow::Re
 /// Starts a node, and waits until it is ready and owns its share.
 async fn start_again(stage: &mut Stage, node: &str) -> anyhow::Result<()> {
     stage.cluster.launch(node)?;
-    stage.cluster.node(node)?.before(Fault::Pass);
+    stage.cluster.node(node)?.before(Fault::Pass).await?;
     stage.look();
     stage.cluster.node(node)?.wait_ready_within(READY_LIMIT).await?;
     whole(stage).await
@@ -263,13 +268,13 @@ async fn freeze(stage: &mut Stage) -> anyhow::Result<Struck> {
     // Every other time etcd does not reach it at first when it wakes up, so that nothing but its own fence can stop it.
     let alone = stage.random_below(2) == 0;
     if alone {
-        stage.cluster.node(&victim)?.towards_etcd(Fault::Cut);
+        stage.cluster.node(&victim)?.towards_etcd(Fault::Cut).await?;
     }
     sleep(stage.lengths.freeze).await;
     stage.cluster.node(&victim)?.process.thaw()?;
     if alone {
         sleep(ALONE).await;
-        stage.cluster.node(&victim)?.towards_etcd(Fault::Pass);
+        stage.cluster.node(&victim)?.towards_etcd(Fault::Pass).await?;
     }
     taken_over(stage, &rooms, at).await?;
     stage.cluster.node(&victim)?.wait_ready_within(READY_LIMIT).await?;
@@ -289,7 +294,7 @@ async fn end_and_start(stage: &mut Stage, node: &str) -> anyhow::Result<(u64, Ve
     let at = stage.meter.now_us();
     stage.recorder.fault(FaultKind::Other);
     stage.cluster.node(node)?.process.stop().await?;
-    stage.cluster.node(node)?.before(Fault::Refuse);
+    stage.cluster.node(node)?.before(Fault::Refuse).await?;
     start_again(stage, node).await?;
     Ok((at, rooms))
 }
@@ -421,7 +426,7 @@ async fn etcd_restore(stage: &mut Stage) -> anyhow::Result<Struck> {
     let rooms = stage.rooms_of(&died);
     stage.cluster.node(&died)?.process.kill().await?;
     let killed_at = stage.meter.now_us();
-    stage.cluster.node(&died)?.before(Fault::Refuse);
+    stage.cluster.node(&died)?.before(Fault::Refuse).await?;
     stage.recorder.fault(FaultKind::Kill);
     stage.look();
     taken_over(stage, &rooms, killed_at).await?;
@@ -512,12 +517,13 @@ async fn cut(stage: &mut Stage, fault: Fault) -> anyhow::Result<Struck> {
     let at = stage.meter.now_us();
     let length = stage.lengths.cut;
     let node = stage.cluster.node(&victim)?;
-    let Some(proxy) = &node.proxy else { bail!("there is no proxy before {victim}") };
-    proxy.set(fault);
+    ensure!(node.proxy.is_some() || node.place.is_some(), "nothing could cut the links of {victim}");
+    node.before(fault).await?;
     stage.recorder.fault(FaultKind::Other);
     sleep(length).await;
-    proxy.set(Fault::Pass);
-    if let Some(trouble) = proxy.trouble() {
+    let node = stage.cluster.node(&victim)?;
+    node.before(Fault::Pass).await?;
+    if let Some(trouble) = node.proxy.as_ref().and_then(FaultProxy::trouble) {
         bail!("the proxy before {victim}: {trouble}");
     }
     taken_over(stage, &rooms, stage.meter.now_us()).await?;
@@ -534,13 +540,34 @@ async fn cut_from_etcd(stage: &mut Stage) -> anyhow::Result<Struck> {
     let rooms = stage.rooms_of(&victim);
     let at = stage.meter.now_us();
     let length = stage.lengths.cut;
-    stage.cluster.node(&victim)?.towards_etcd(Fault::Cut);
+    stage.cluster.node(&victim)?.towards_etcd(Fault::Cut).await?;
     stage.recorder.fault(FaultKind::Other);
     sleep(length).await;
-    stage.cluster.node(&victim)?.towards_etcd(Fault::Pass);
+    stage.cluster.node(&victim)?.towards_etcd(Fault::Pass).await?;
     taken_over(stage, &rooms, at).await?;
     all_ready(stage).await?;
     let what = format!("{victim} did not reach etcd for {} s", length.as_secs());
+    Ok(Struck::new(what).rooms_from(at, stage.meter.now_us(), rooms))
+}
+
+/// Whoever sends to it, or from it, waits for an answer that does not come: etcd, the store, other nodes, clients.
+async fn unplug(stage: &mut Stage) -> anyhow::Result<Struck> {
+    let victim = stage.an_owner()?;
+    let rooms = stage.rooms_of(&victim);
+    stage.cluster.node(&victim)?.placed()?.unplug().await?;
+    let at = stage.meter.now_us();
+    stage.recorder.fault(FaultKind::Other);
+    let until = Instant::now() + stage.lengths.cut;
+    let served = taken_over(stage, &rooms, at).await;
+    sleep_until(until).await;
+    let still = stage.rooms_of(&victim).len();
+    let plugged_at = stage.meter.now_us();
+    // Also when it went wrong: clients are to read back what there is.
+    stage.cluster.node(&victim)?.placed()?.plug().await?;
+    served.with_context(|| format!("while {victim} was unplugged"))?;
+    ensure!(still == 0, "{victim} was unplugged and still the owner of {still} rooms");
+    all_ready(stage).await?;
+    let what = format!("{victim} was unplugged for {:.1} s", (plugged_at - at) as f64 / 1e6);
     Ok(Struck::new(what).rooms_from(at, stage.meter.now_us(), rooms))
 }
 
@@ -647,7 +674,15 @@ mod tests {
 
     #[test]
     fn what_wants_three_servers_says_so() {
-        assert!(Nemesis::EtcdLeader.wants(1, 3).is_some() && Nemesis::EtcdLeader.wants(3, 1).is_none());
-        assert!(Nemesis::CqlDown.wants(3, 1).is_some() && Nemesis::Kill.wants(1, 1).is_none());
+        let wants = |nemesis: Nemesis, etcd, cql| nemesis.wants(etcd, cql, false).is_some();
+        assert!(wants(Nemesis::EtcdLeader, 1, 3) && !wants(Nemesis::EtcdLeader, 3, 1));
+        assert!(wants(Nemesis::CqlDown, 3, 1) && !wants(Nemesis::Kill, 1, 1));
+    }
+
+    #[test]
+    fn only_a_cable_can_be_pulled_out() {
+        assert!(Nemesis::Unplug.wants(3, 3, false).is_some_and(|why| why.contains("--netns")));
+        let not_alone = Nemesis::value_variants().iter().filter(|of| of.wants(3, 3, true).is_some()).count();
+        assert_eq!(not_alone, 0);
     }
 }

@@ -136,8 +136,13 @@ fn coverage(report: &Report) -> String {
 
 fn run(number: usize, run: &Run) -> String {
     let mut text = format!(
-        "<h2>Run {number}: seed {}, {} nodes, {} etcd, {} CQL, {} slots</h2>",
-        run.seed, run.nodes, run.etcd, run.cql, run.slots
+        "<h2>Run {number}: seed {}, {} nodes, {} etcd, {} CQL, {} slots{}</h2>",
+        run.seed,
+        run.nodes,
+        run.etcd,
+        run.cql,
+        run.slots,
+        if run.netns { ", each node in a network namespace" } else { "" }
     );
     text += &timeline(run);
     let many = run.hits.len() > HITS_SHOWN;

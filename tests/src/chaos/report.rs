@@ -37,6 +37,8 @@ pub struct Run {
     pub etcd: usize,
     pub cql: u8,
     pub slots: u32,
+    /// Each node had a network namespace, and the kernel cut links.
+    pub netns: bool,
     pub hits: Vec<Hit>,
     pub seconds: Vec<Second>,
     pub coverage: Coverage,
@@ -349,15 +351,17 @@ impl Report {
     fn smaller_demand(&self, strikes: &dyn Fn(Nemesis) -> u64) -> Demand {
         let hits = || self.runs.iter().flat_map(|run| &run.hits);
         let kills = strikes(Nemesis::Kill) + strikes(Nemesis::KillUnseen);
+        // Nodes that are away too long without being told.
+        let given_up = strikes(Nemesis::Freeze) + strikes(Nemesis::Unplug);
         let changing = hits().filter(|hit| hit.nemesis.changes_owners()).count() as u64;
         let least = Coverage {
             acked: 100,
             pushed: 100,
             tried_again: u64::from(kills > 0),
             owner_changes: changing,
-            takeovers: kills + strikes(Nemesis::Freeze),
+            takeovers: kills + given_up,
             handoffs: strikes(Nemesis::Join),
-            fences: kills + strikes(Nemesis::Freeze),
+            fences: kills + given_up,
             kills: kills + strikes(Nemesis::EtcdRestore),
             ..Coverage::default()
         };
