@@ -13,7 +13,7 @@ mod account;
 mod placement;
 mod slots;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use banyan_proto::id::{Incarnation, SlotId};
@@ -229,7 +229,13 @@ pub struct Limits {
     pub ready_ms: u64,
     /// Two witnesses within this time are believed.
     pub witness_ms: u64,
+    /// Slots that change at once here, those that come included.
     pub slots_in_flight: usize,
+    /// Slots that are being handed over at once, and those that one [`Input::Ready`] is for. While a slot is handed over
+    /// its rooms take no send: as few as keep the requests going.
+    pub handoffs_in_flight: usize,
+    /// A peer that was told [`Action::SayReady`] sends slots within this time, or most likely none.
+    pub promise_ms: u64,
 }
 
 impl Default for Limits {
@@ -244,6 +250,8 @@ impl Default for Limits {
             ready_ms: 500,
             witness_ms: 1_000,
             slots_in_flight: 64,
+            handoffs_in_flight: 8,
+            promise_ms: 50,
         }
     }
 }
@@ -302,14 +310,28 @@ pub struct Node {
     put_node: Request,
     /// When peers were asked whether they are ready, and when they said so.
     ready: BTreeMap<Incarnation, Ready>,
+    /// Who has asked whether we are ready, and waits until we are.
+    askers: BTreeMap<Incarnation, Peer>,
+    /// When we said so of late, oldest first.
+    promised: VecDeque<u64>,
     /// Who was refused by whom, and when.
     refused: BTreeMap<Incarnation, BTreeMap<NodeId, u64>>,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 struct Ready {
+    /// Since it said so last.
     asked_ms: Option<u64>,
     said_ms: Option<u64>,
+    /// Slots that it takes still.
+    left: usize,
+}
+
+impl Ready {
+    /// How many slots may go to it now.
+    fn takes(&self, now_ms: u64, ready_ms: u64) -> usize {
+        if self.said_ms.is_some_and(|at| now_ms < at + ready_ms) { self.left } else { 0 }
+    }
 }
 
 /// A request that is repeated.
@@ -371,6 +393,8 @@ impl Node {
             keep_alive: Request::default(),
             put_node: Request::default(),
             ready: BTreeMap::new(),
+            askers: BTreeMap::new(),
+            promised: VecDeque::new(),
             refused: BTreeMap::new(),
             options,
         }
@@ -455,14 +479,14 @@ impl Node {
             Input::Stuck => self.end(now_ms, End::Stuck, out),
             Input::Refused { incarnation, witness } => self.refused(now_ms, incarnation, witness, out),
             Input::ReadyAsked { by } => {
-                if self.may_change() && self.state == State::Up && self.workers_tick(now_ms) {
-                    out.push(Action::SayReady { to: by });
+                if self.may_take(now_ms) {
+                    self.askers.insert(by.incarnation, by);
                 }
             }
             Input::Ready { incarnation } => {
                 if self.is_alive(incarnation) {
-                    self.ready.entry(incarnation).or_default().said_ms = Some(now_ms);
-                    self.slots.look_at_all();
+                    let left = self.options.limits.handoffs_in_flight;
+                    self.ready.insert(incarnation, Ready { asked_ms: None, said_ms: Some(now_ms), left });
                 }
             }
             Input::Drain => {
@@ -484,7 +508,10 @@ impl Node {
         }
         let freezing = self.freezing.as_ref().and_then(|freezing| freezing.request.at);
         let of_placement = self.may_change().then(|| self.placement.next_deadline()).flatten();
-        let all = [self.keep_alive.at, self.put_node.at, freezing, of_placement, self.slots.next_deadline()];
+        let promise = self.promised.front().filter(|_| !self.askers.is_empty());
+        let promise = promise.map(|at| at + self.options.limits.promise_ms);
+        let slots = self.slots.next_deadline();
+        let all = [self.keep_alive.at, self.put_node.at, freezing, of_placement, slots, promise];
         all.into_iter().flatten().min()
     }
 
@@ -511,6 +538,7 @@ impl Node {
             self.place(now_ms, out);
             self.pump(now_ms, out);
         }
+        self.answer_askers(now_ms, out);
         self.leave_if_empty(out);
     }
 
@@ -568,19 +596,47 @@ impl Node {
         self.ticked.iter().all(|ticked| now_ms.saturating_sub(*ticked) <= watchdog_ms)
     }
 
-    /// Whether a peer has said of late that it is there. If not, it is asked (again).
+    /// Whether a peer has said of late that it takes slots, and takes one more. If not, it is asked (again).
     fn is_ready(&mut self, now_ms: u64, peer: &Peer, out: &mut Vec<Action>) -> bool {
         let ready_ms = self.options.limits.ready_ms;
         let ready = self.ready.entry(peer.incarnation).or_default();
-        let is_recent = |at: Option<u64>| at.is_some_and(|at| now_ms < at + ready_ms);
-        if is_recent(ready.said_ms) {
+        if ready.takes(now_ms, ready_ms) > 0 {
             return true;
         }
-        if !is_recent(ready.asked_ms) {
+        if ready.asked_ms.is_none_or(|at| now_ms >= at + ready_ms) {
             ready.asked_ms = Some(now_ms);
             out.push(Action::AskReady { peer: peer.clone() });
         }
         false
+    }
+
+    /// Whether slots may be handed to this run.
+    fn may_take(&self, now_ms: u64) -> bool {
+        self.may_change() && self.state == State::Up && self.workers_tick(now_ms)
+    }
+
+    /// Says to those who have asked that we are ready, as far as there is room for what they send then. A slot that was
+    /// handed over and is not served yet takes no send: they must not come faster than the store lets us register them.
+    fn answer_askers(&mut self, now_ms: u64, out: &mut Vec<Action>) {
+        if self.askers.is_empty() {
+            return;
+        }
+        if !self.may_take(now_ms) {
+            // They ask again.
+            self.askers.clear();
+            return;
+        }
+        let limits = &self.options.limits;
+        while self.promised.front().is_some_and(|at| at + limits.promise_ms <= now_ms) {
+            self.promised.pop_front();
+        }
+        let most = limits.slots_in_flight;
+        while self.slots.changing() + (self.promised.len() + 1) * limits.handoffs_in_flight <= most
+            && let Some((_, to)) = self.askers.pop_first()
+        {
+            self.promised.push_back(now_ms);
+            out.push(Action::SayReady { to });
+        }
     }
 
     fn kept_alive(&mut self, now_ms: u64, kept: KeptAlive, out: &mut Vec<Action>) {
@@ -680,7 +736,7 @@ impl Node {
         self.placement.is_open = true;
         let Some(entry) = entry else {
             if let Some(seen) = self.nodes.remove(&node) {
-                self.ready.remove(&seen.entry.incarnation);
+                self.forget(seen.entry.incarnation);
             }
             return;
         };
@@ -688,15 +744,22 @@ impl Node {
         match self.nodes.get_mut(&node) {
             // A new run of a node that was there a moment ago keeps its place.
             Some(seen) => {
-                if seen.entry.incarnation != entry.incarnation {
-                    self.ready.remove(&seen.entry.incarnation);
+                let before = std::mem::replace(&mut seen.entry, entry).incarnation;
+                if before != seen.entry.incarnation {
+                    self.forget(before);
                 }
-                seen.entry = entry;
             }
             None => {
                 self.nodes.insert(node, Seen { entry, since_ms: now_ms });
             }
         }
+    }
+
+    /// A run that takes nothing any more, and asks for nothing.
+    fn forget(&mut self, incarnation: Incarnation) {
+        self.ready.remove(&incarnation);
+        self.askers.remove(&incarnation);
+        self.slots.forget(incarnation);
     }
 
     /// A run whose key was deleted (by witnesses who erred, by hand) or is another run's has its lease still, and would go on

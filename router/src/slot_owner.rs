@@ -287,6 +287,11 @@ impl Ownership {
         matches!(self.phase, Phase::Draining { .. })
     }
 
+    /// It is on its way to another owner: nothing is said for it here until that is settled.
+    pub fn is_handing_over(&self) -> bool {
+        matches!(self.phase, Phase::Draining { .. } | Phase::HandingOver { .. } | Phase::Settling(_))
+    }
+
     pub fn is_draining_for(&self, peer: &Peer) -> bool {
         matches!(&self.phase, Phase::Draining { to, .. } if to == peer)
     }

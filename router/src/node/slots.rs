@@ -31,7 +31,11 @@ pub(super) struct Slots {
     look: BTreeSet<SlotId>,
     deadlines: BTreeSet<(u64, SlotId)>,
     changing: usize,
+    /// Of these, handed over.
+    giving: usize,
     serving: usize,
+    /// Slots that wait for their turn to be handed to a run.
+    waiting: BTreeMap<Incarnation, BTreeSet<SlotId>>,
     /// Runs of which a linearizable read has shown no node key: there will be none again.
     gone: BTreeSet<Incarnation>,
     /// Runs whose fence this run has written and waited for.
@@ -54,7 +58,9 @@ impl Slots {
             look: BTreeSet::new(),
             deadlines: BTreeSet::new(),
             changing: 0,
+            giving: 0,
             serving: 0,
+            waiting: BTreeMap::new(),
             gone: BTreeSet::new(),
             fenced: BTreeSet::new(),
             asking: BTreeMap::new(),
@@ -78,6 +84,15 @@ impl Slots {
         self.deadlines.first().map(|&(at, _)| at)
     }
 
+    pub(super) fn changing(&self) -> usize {
+        self.changing
+    }
+
+    /// A run that takes nothing any more.
+    pub(super) fn forget(&mut self, heir: Incarnation) {
+        self.waiting.remove(&heir);
+    }
+
     /// Nothing is served and nothing is changing.
     pub(super) fn is_empty(&self) -> bool {
         self.changing == 0 && self.serving == 0
@@ -99,6 +114,7 @@ impl Slots {
             slot.machine.handle(now_ms, slot_owner::Input::Fenced, &mut nothing);
         }
         self.look.clear();
+        self.waiting.clear();
         self.deadlines.clear();
         self.asking.clear();
         self.fencing.clear();
@@ -113,9 +129,10 @@ impl Slots {
         actions: &mut Vec<slot_owner::Action>,
     ) {
         let Some(slot) = self.all.get_mut(usize::from(id.0)) else { return };
-        let before = slot.machine.standing();
+        let (before, gave) = (slot.machine.standing(), slot.machine.is_handing_over());
         slot.machine.handle(now_ms, input, actions);
-        let after = slot.machine.standing();
+        let (after, gives) = (slot.machine.standing(), slot.machine.is_handing_over());
+        self.giving = (self.giving + usize::from(gives)).saturating_sub(usize::from(gave));
         for (standing, by) in [(before, -1_isize), (after, 1)] {
             match standing {
                 Standing::Changing => self.changing = self.changing.saturating_add_signed(by),
@@ -245,7 +262,8 @@ impl Node {
 
     /// Looks at slots about which something has changed, and begins what is to be done, as far as may be at once.
     pub(super) fn pump(&mut self, now_ms: u64, out: &mut Vec<Action>) {
-        let mut ring = None;
+        self.give_turns(now_ms);
+        let (mut ring, limits) = (None, self.options.limits);
         while self.may_change()
             && let Some(id) = self.slots.look.pop_first()
         {
@@ -253,19 +271,26 @@ impl Node {
             match self.wish(now_ms, id, &mut ring) {
                 Wish::Nothing(_) => {}
                 Wish::Later(at) => self.slots.look_later(id, at),
-                Wish::HandOff(to) if !self.is_ready(now_ms, &to, out) => {
-                    // Its answer makes all be looked at again; without one it is asked again.
-                    self.slots.look_later(id, now_ms + self.options.limits.ready_ms);
+                Wish::HandOff(to) if self.slots.giving >= limits.handoffs_in_flight => {
+                    self.slots.waiting.entry(to.incarnation).or_default().insert(id);
                 }
-                Wish::Change(_) | Wish::HandOff(_)
-                    if self.slots.changing >= self.options.limits.slots_in_flight =>
-                {
+                Wish::HandOff(to) if !self.is_ready(now_ms, &to, out) => {
+                    self.slots.waiting.entry(to.incarnation).or_default().insert(id);
+                    // Without an answer it is asked again.
+                    self.slots.look_later(id, now_ms + limits.ready_ms);
+                }
+                Wish::Change(_) | Wish::HandOff(_) if self.slots.changing >= limits.slots_in_flight => {
                     self.slots.look.insert(id);
                     return;
                 }
-                Wish::HandOff(to) => self.feed(now_ms, id, slot_owner::Input::HandOff { to }, out),
+                Wish::HandOff(to) => {
+                    if let Some(ready) = self.ready.get_mut(&to.incarnation) {
+                        ready.left = ready.left.saturating_sub(1);
+                    }
+                    self.feed(now_ms, id, slot_owner::Input::HandOff { to }, out);
+                }
                 Wish::Change(input) => {
-                    let try_at = now_ms + self.options.limits.retry_ms;
+                    let try_at = now_ms + limits.retry_ms;
                     self.slots.all[usize::from(id.0)].try_at = try_at;
                     self.feed(now_ms, id, input, out);
                     // What it leads to is an input of its own; what ended at once is tried again later.
@@ -280,6 +305,23 @@ impl Node {
                 }
             }
         }
+    }
+
+    /// Of the slots that wait to be handed over, has as many looked at as may begin.
+    fn give_turns(&mut self, now_ms: u64) {
+        let limits = &self.options.limits;
+        let free = limits.handoffs_in_flight.saturating_sub(self.slots.giving);
+        if free == 0 {
+            return;
+        }
+        self.slots.waiting.retain(|heir, waiting| {
+            let takes = self.ready.get(heir).map_or(0, |ready| ready.takes(now_ms, limits.ready_ms));
+            // One to ask with, if it takes none.
+            for _ in 0..takes.clamp(1, free) {
+                self.slots.look.extend(waiting.pop_first());
+            }
+            !waiting.is_empty()
+        });
     }
 
     /// Since when it has no living owner counts from when that is first seen.
