@@ -54,6 +54,25 @@ pub struct Plan {
     pub environment: Vec<(String, String)>,
 }
 
+impl Plan {
+    /// One server of each kind and few slots, nothing between the nodes.
+    pub fn small(binary: PathBuf, directory: PathBuf, nodes: Vec<NodePlan>) -> Self {
+        Self {
+            binary,
+            directory,
+            nodes,
+            etcd: 1,
+            cql: 1,
+            commit_log: CommitLog::Group,
+            slots: 64,
+            haproxy: false,
+            proxies: false,
+            clocks: false,
+            environment: Vec::new(),
+        }
+    }
+}
+
 /// One node.
 #[derive(Debug, Clone)]
 pub struct NodePlan {

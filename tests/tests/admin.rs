@@ -7,7 +7,6 @@
     reason = "a test may panic, and its output is kept on failure"
 )]
 
-use banyan_test_servers::cassandra::CommitLog;
 use banyan_tests::cluster::{Cluster, NodePlan, Plan, nodes};
 use banyan_tests::server::binary;
 use std::path::{Path, PathBuf};
@@ -34,19 +33,9 @@ fn ring(cluster: &Cluster, arguments: &[&str]) {
 #[tokio::test]
 async fn slots_move_on_the_page_while_nodes_come_and_go() {
     let work = tempfile::Builder::new().prefix("banyan-admin-").tempdir().unwrap();
-    let plan = Plan {
-        binary: binary().unwrap(),
-        directory: work.path().to_owned(),
-        nodes: nodes(2),
-        etcd: 1,
-        cql: 1,
-        commit_log: CommitLog::Periodic,
-        slots: 4_096,
-        haproxy: false,
-        proxies: false,
-        clocks: false,
-        environment: vec![("BANYAN_SERVER__ADMIN_TOKEN".to_owned(), TOKEN.to_owned())],
-    };
+    let mut plan = Plan::small(binary().unwrap(), work.path().to_owned(), nodes(2));
+    plan.slots = 4_096;
+    plan.environment.push(("BANYAN_SERVER__ADMIN_TOKEN".to_owned(), TOKEN.to_owned()));
     let mut cluster = Cluster::start(plan, |line| println!("{line}")).await.unwrap();
     // Some that stay where they are.
     ring(&cluster, &["ring", "pin", "40-43", "1200", "--to", "b"]);

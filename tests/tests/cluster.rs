@@ -13,7 +13,6 @@ use std::net::SocketAddr;
 use std::process::Command;
 use std::time::Duration;
 
-use banyan_test_servers::cassandra::CommitLog;
 use banyan_tests::cluster::{Cluster, NodePlan, Plan};
 use banyan_tests::crash::client::{Connection, sign_up};
 use banyan_tests::server;
@@ -126,20 +125,9 @@ impl World {
 #[tokio::test]
 async fn operators_and_clients_see_what_the_documents_say() {
     let work = tempfile::Builder::new().prefix("banyan-cluster-").tempdir().unwrap();
-    let plan = Plan {
-        binary: server::binary().unwrap(),
-        directory: work.path().to_owned(),
-        nodes: Vec::new(),
-        etcd: 1,
-        cql: 1,
-        commit_log: CommitLog::Group,
-        slots: 64,
-        haproxy: false,
-        proxies: false,
-        clocks: false,
-        // A third of it is the window in which clients leave.
-        environment: vec![("BANYAN_SERVER__DRAIN_DEADLINE".to_owned(), "6s".to_owned())],
-    };
+    let mut plan = Plan::small(server::binary().unwrap(), work.path().to_owned(), Vec::new());
+    // A third of it is the window in which clients leave.
+    plan.environment.push(("BANYAN_SERVER__DRAIN_DEADLINE".to_owned(), "6s".to_owned()));
     let cluster = Cluster::start(plan, |step| println!("{step}")).await.unwrap();
     let mut world = World { cluster };
     a_gateway_is_ready_once_it_has_found_an_owner(&mut world).await;

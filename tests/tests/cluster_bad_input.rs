@@ -16,7 +16,6 @@ use std::time::Duration;
 use banyan_storage_scylla::schema::Replication;
 use banyan_storage_scylla::{Options, Server};
 use banyan_test_servers::Ports;
-use banyan_test_servers::cassandra::CommitLog;
 use banyan_tests::clock::{Clock, Setting, Shim};
 use banyan_tests::cluster::{Cluster, NodePlan, Plan, get};
 use banyan_tests::crash::client::{Connection, sign_up};
@@ -153,19 +152,8 @@ impl Running {
 #[tokio::test]
 async fn bad_input_gets_clear_words_and_the_right_exit_code() {
     let work = tempfile::Builder::new().prefix("banyan-bad-input-").tempdir().unwrap();
-    let plan = Plan {
-        binary: server::binary().unwrap(),
-        directory: work.path().to_owned(),
-        nodes: vec![NodePlan::new("a", "gateway,shard")],
-        etcd: 1,
-        cql: 1,
-        commit_log: CommitLog::Group,
-        slots: 64,
-        haproxy: false,
-        proxies: false,
-        clocks: false,
-        environment: Vec::new(),
-    };
+    let nodes = vec![NodePlan::new("a", "gateway,shard")];
+    let plan = Plan::small(server::binary().unwrap(), work.path().to_owned(), nodes);
     let mut cluster = Cluster::start(plan, |step| println!("{step}")).await.unwrap();
     one_copy_of_each_row_is_said_loudly(&mut cluster);
     other_foundations(&cluster).await;

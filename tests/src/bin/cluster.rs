@@ -2,7 +2,6 @@
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "it is a command for people")]
 
 use anyhow::Context;
-use banyan_test_servers::cassandra::CommitLog;
 use banyan_tests::cluster::{Cluster, Node, NodePlan, Plan, nodes};
 use banyan_tests::server;
 use clap::Parser;
@@ -61,18 +60,13 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
     if plans.is_empty() {
         plans = nodes(3);
     }
+    let binary = arguments.server.map_or_else(server::binary, Ok)?;
     let plan = Plan {
-        binary: arguments.server.map_or_else(server::binary, Ok)?,
-        directory: work.path().to_owned(),
         haproxy: plans.iter().any(|plan| plan.roles.contains("gateway")),
-        nodes: plans,
         etcd: arguments.etcd,
         cql: arguments.cql,
-        commit_log: CommitLog::Group,
         slots: arguments.slots,
-        proxies: false,
-        clocks: false,
-        environment: Vec::new(),
+        ..Plan::small(binary, work.path().to_owned(), plans)
     };
     let begun = Instant::now();
     let cluster = tokio::select! {
