@@ -11,7 +11,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use banyan_proto::id::{Incarnation, RoomId, SegmentId};
+use banyan_proto::id::{Epoch, Incarnation, RoomId, SegmentId, SlotId};
 use banyan_storage::accounts::{Creation, UserRow};
 use banyan_storage::contract::log::{derived, record, rows, segment, span, write_all};
 use banyan_storage::contract::{Check, Subject, accounts, log, member, room, user, wait};
@@ -191,6 +191,7 @@ fn one_node() {
     full_is_definite(&runtime, &nodes);
     creations_that_were_cut_off(&runtime, &nodes, &store);
     marks_of_many(&store);
+    old_owners_are_forgotten(&store);
     if let Some(cluster) = &mut cluster {
         a_store_that_goes_away(&runtime, cluster, &nodes);
     }
@@ -668,11 +669,50 @@ fn a_node_down(runtime: &Arc<Runtime>, cluster: &mut Cassandra, nodes: &[String]
     let findings = runtime.block_on(async { connect(options(nodes, "banyan_down")).await.check().await });
     assert!(findings.iter().any(|one| one.text.contains("does not answer")), "{findings:?}");
     runtime.block_on(cluster.start_all()).unwrap();
-    let owner = SlotOwner { epoch: banyan_proto::id::Epoch(1), incarnation: Incarnation(1), closed: false };
-    wait(store.put_slot_owner(banyan_proto::id::SlotId(1), owner, None)).unwrap();
+    let owner = SlotOwner { epoch: Epoch(1), incarnation: Incarnation(1), closed: false };
+    wait(store.put_slot_owner(SlotId(1), owner, None)).unwrap();
     let fresh = room(&format!("down.{tried}"));
     assert_eq!(wait(store.segments(fresh)), Ok(vec![]), "not done is not there");
     assert_eq!(seqs(&store, &ours, id), (1..=100).collect::<Vec<_>>());
+}
+
+/// Registration reads all rows of a slot: they must not become more for ever.
+fn old_owners_are_forgotten(store: &Scylla) {
+    let owner = |epoch, closed| SlotOwner {
+        epoch: Epoch(epoch),
+        incarnation: Incarnation(u128::from(epoch)),
+        closed,
+    };
+    let put = |slot, owner: SlotOwner| {
+        let before = owner.epoch.0 - 1;
+        let closes = (before % 100 > 0).then(|| (Epoch(before), Incarnation(u128::from(before))));
+        wait(store.put_slot_owner(slot, owner, closes)).unwrap();
+    };
+    let rows = |slot| wait(store.slot_owners(slot)).unwrap();
+    let (ours, rival) = (SlotId(4_070), SlotId(4_071));
+    // Of the rival's row nobody knows what became of it: it stays, and so do those after it.
+    put(rival, owner(200, false));
+    for epoch in 1..=60 {
+        for (slot, above) in [(ours, 0), (rival, 200)] {
+            put(slot, owner(above + epoch, false));
+            let rows = rows(slot);
+            assert_eq!(rows.last(), Some(&owner(above + epoch, false)));
+            assert!(rows.iter().rev().skip(1).all(|row| row.closed || row.epoch.0 == 200), "{rows:?}");
+            let newest: Vec<u64> =
+                rows.iter().rev().take(9.min(epoch as usize)).map(|row| row.epoch.0).collect();
+            assert_eq!(newest, (above + 1..=above + epoch).rev().take(9).collect::<Vec<_>>());
+        }
+    }
+    let begun = Instant::now();
+    while rows(ours).len() > 18 {
+        assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", rows(ours));
+    }
+    assert_eq!(rows(rival).len(), 61);
+    assert_eq!(rows(rival).first(), Some(&owner(200, false)));
+    // A late write of one that was forgotten.
+    put(ours, owner(1, false));
+    put(ours, owner(2, true));
+    assert!(rows(ours).first().is_some_and(|row| row.epoch > Epoch(2)), "{:?}", rows(ours));
 }
 
 /// It runs a fifth of the time.
