@@ -59,6 +59,7 @@ pub async fn run(world: &dyn World, say: impl Fn(&str)) {
     deleted_if_it_names_that_run(world).await;
     say("a slot changes by compare-and-swap on what was read");
     slots_are_swapped(world).await;
+    slots_are_swapped_together(world).await;
     say("a frozen ring changes no slot");
     frozen_slots_stay(world).await;
     say("the first target wins");
@@ -211,6 +212,34 @@ async fn slots_are_swapped(world: &dyn World) {
     let won = outcomes.iter().filter(|outcome| **outcome == CasOutcome::Won).count();
     assert_eq!(won, 1, "{outcomes:?}");
     assert!(!outcomes.contains(&CasOutcome::Unknown), "{outcomes:?}");
+}
+
+/// Many slots at once, of which one in nine is not what was expected: that keeps none of the others.
+async fn slots_are_swapped_together(world: &dyn World) {
+    const SLOTS: u16 = 300;
+    let ring = world.ring("together").await;
+    let odd = |slot: u16| slot.is_multiple_of(9);
+    let (first, other, second) = (slot_key("a", 1, 1), slot_key("b", 2, 1), slot_key("c", 3, 2));
+    let founded = (0..SLOTS)
+        .map(|slot| ring.cas_slot(SlotId(slot), None, if odd(slot) { &other } else { &first }.clone()));
+    let founded = futures_util::future::join_all(founded).await;
+    assert!(founded.iter().all(|outcome| *outcome == CasOutcome::Won), "{founded:?}");
+    let swap = |slot| ring.cas_slot(SlotId(slot), Some(first.clone()), second.clone());
+    let outcomes = futures_util::future::join_all((0..SLOTS).map(swap)).await;
+    for (slot, outcome) in (0..SLOTS).zip(outcomes) {
+        let want = if odd(slot) { CasOutcome::Lost(Some(other.clone())) } else { CasOutcome::Won };
+        assert_eq!(outcome, want, "slot {slot}");
+    }
+    for (slot, found) in ring.read_all().await.unwrap().listing.slots {
+        assert_eq!(found, if odd(slot.0) { other.clone() } else { second.clone() }, "{slot}");
+    }
+    let why = Why::SetBack { served: Epoch(5) };
+    assert_eq!(ring.freeze(SlotId(1), Some(second.clone()), node("a"), why).await, CasOutcome::Won);
+    let third = slot_key("d", 4, 3);
+    let swaps = (1..9).map(|slot| ring.cas_slot(SlotId(slot), Some(second.clone()), third.clone()));
+    for outcome in futures_util::future::join_all(swaps).await {
+        assert_eq!(outcome, CasOutcome::Lost(Some(second.clone())), "frozen");
+    }
 }
 
 async fn frozen_slots_stay(world: &dyn World) {
@@ -497,7 +526,7 @@ mod tests {
         fn put(&self, key: String, value: Vec<u8>) -> BoxFuture<'_, ()> {
             async move {
                 let then = Then::Put { key: key.into_bytes(), value, lease: None };
-                self.0.txn(Txn { when: Vec::new(), then, read: Vec::new() }).await.unwrap();
+                self.0.txn(Txn { when: Vec::new(), then: vec![then], read: Vec::new() }).await.unwrap();
             }
             .boxed()
         }

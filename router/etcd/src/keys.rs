@@ -17,14 +17,17 @@ use banyan_router::slot_key::{NodeId, Peer, SlotKey};
 use banyan_router::slot_owner::{CasOutcome, Failed, Why};
 use banyan_router::target::Target;
 use futures_util::FutureExt as _;
-use futures_util::future::BoxFuture;
-use tokio::sync::mpsc;
+use futures_util::future::{BoxFuture, join_all};
+use tokio::sync::{mpsc, oneshot};
 
 use crate::coordination::{Coordination, Error, Event, Everything, Joined, LeaseId, Past, PastValue};
 use crate::kv::{self, Done, If, KeyValue, Kv, Range, Then, Txn};
 use crate::metrics;
+use crate::swaps::{Swap, Swaps};
 use crate::watch;
 
+/// The name of a slot's compare-and-swap in logs and metrics.
+const CAS_SLOT: &str = "cas_slot";
 /// Longest name of a cluster, in bytes.
 const CLUSTER_NAME_MAX: usize = 64;
 /// Keys of one read: with values of a few hundred bytes far below what one answer may hold (4 MiB).
@@ -37,6 +40,7 @@ const LISTINGS: usize = 3;
 pub struct Keys<K> {
     kv: K,
     prefix: Arc<str>,
+    swaps: Arc<Swaps>,
 }
 
 impl<K: Kv> fmt::Debug for Keys<K> {
@@ -66,7 +70,7 @@ impl<K: Kv> Keys<K> {
         if cluster.is_empty() || cluster.len() > CLUSTER_NAME_MAX || !cluster.bytes().all(allowed) {
             return Err(Error::ClusterName(cluster.chars().take(CLUSTER_NAME_MAX).collect()));
         }
-        Ok(Self { kv, prefix: format!("/banyan/{cluster}/").into() })
+        Ok(Self { kv, prefix: format!("/banyan/{cluster}/").into(), swaps: Arc::default() })
     }
 
     pub fn kv(&self) -> &K {
@@ -202,7 +206,8 @@ impl<K: Kv> Keys<K> {
                 None => If::Absent(path.clone()),
             }];
             when.extend(unless_frozen.then(|| If::Absent(frozen.clone())));
-            let txn = Txn { when, then: then.clone(), read: vec![path.clone(), frozen.clone()] };
+            let read = vec![path.clone(), frozen.clone()];
+            let txn = Txn { when, then: vec![then.clone()], read };
             let read = match self.kv.txn(txn).await {
                 Ok(Done::Applied) => {
                     metrics::request(what, "won");
@@ -263,9 +268,58 @@ impl<K: Kv> Keys<K> {
         }
     }
 
+    /// Swaps slots' keys, in as few transactions as there are, until nothing waits.
+    async fn carry_out_swaps(&self) {
+        loop {
+            let swaps = self.swaps.next();
+            if swaps.is_empty() {
+                return;
+            }
+            self.swap_together(swaps).await;
+        }
+    }
+
+    async fn swap_each(&self, swaps: Vec<Swap>) {
+        let each = swaps.into_iter().map(|Swap { slot, expect, new, answer }| async move {
+            let then = self.put(&Key::Slot(slot), encoding::encode_slot(&new));
+            answer.send(self.if_slot(CAS_SLOT, slot, expect, then, true).await).ok();
+        });
+        join_all(each).await;
+    }
+
+    /// All or none. None: one of them was lost, or has other bytes that mean the same; then each is tried alone.
+    async fn swap_together(&self, swaps: Vec<Swap>) {
+        if swaps.len() == 1 {
+            return self.swap_each(swaps).await;
+        }
+        let mut txn =
+            Txn { when: vec![If::Absent(self.path(&Key::Frozen))], then: Vec::new(), read: Vec::new() };
+        for Swap { slot, expect, new, .. } in &swaps {
+            let key = Key::Slot(*slot);
+            let path = self.path(&key);
+            txn.when.push(match expect {
+                Some(expect) => If::Value(path, encoding::encode_slot(expect)),
+                None => If::Absent(path),
+            });
+            txn.then.push(self.put(&key, encoding::encode_slot(new)));
+        }
+        let (outcome, word) = match self.kv.txn(txn).await {
+            Ok(Done::Applied) => (CasOutcome::Won, "won"),
+            Ok(Done::Not(_)) => return self.swap_each(swaps).await,
+            Err(error) => {
+                self.failed(CAS_SLOT, &error);
+                (CasOutcome::Unknown, "unknown")
+            }
+        };
+        for swap in swaps {
+            metrics::request(CAS_SLOT, word);
+            swap.answer.send(outcome.clone()).ok();
+        }
+    }
+
     /// A transaction about a node's key: whether it was applied.
     async fn guarded(&self, what: &'static str, when: If, then: Then) -> Result<bool, Failed> {
-        let done = self.kv.txn(Txn { when: vec![when], then, read: Vec::new() }).await;
+        let done = self.kv.txn(Txn { when: vec![when], then: vec![then], read: Vec::new() }).await;
         self.answer(what, done).map(|done| matches!(done, Done::Applied))
     }
 
@@ -273,7 +327,7 @@ impl<K: Kv> Keys<K> {
         let key = Key::Node(node);
         let path = self.path(&key);
         let then = Then::Put { key: path.clone(), value: encoding::encode_node(&entry), lease: Some(lease) };
-        let txn = Txn { when: vec![If::Absent(path.clone())], then, read: vec![path] };
+        let txn = Txn { when: vec![If::Absent(path.clone())], then: vec![then], read: vec![path] };
         let done = self.kv.txn(txn).await;
         match self.answer("join", done) {
             Ok(Done::Applied) => Joined::Done,
@@ -321,7 +375,7 @@ impl<K: Kv> Keys<K> {
         let path = self.path(&key);
         // Not read first: etcd refuses the transaction, done or not, to a user that may not write.
         let then = Then::Put { key: path.clone(), value: encoding::encode_meta(&mine), lease: None };
-        let txn = Txn { when: vec![If::Absent(path.clone())], then, read: vec![path] };
+        let txn = Txn { when: vec![If::Absent(path.clone())], then: vec![then], read: vec![path] };
         let there = match self.kv.txn(txn).await.map_err(|error| self.error(error))? {
             Done::Applied => None,
             // Another node was first.
@@ -452,8 +506,16 @@ impl<K: Kv> Coordination for Keys<K> {
     }
 
     fn cas_slot(&self, slot: SlotId, expect: Option<SlotKey>, new: SlotKey) -> BoxFuture<'_, CasOutcome> {
-        let then = self.put(&Key::Slot(slot), encoding::encode_slot(&new));
-        self.if_slot("cas_slot", slot, expect, then, true).boxed()
+        async move {
+            let (answer, answered) = oneshot::channel();
+            if self.swaps.put(Swap { slot, expect, new, answer }) {
+                let keys = self.clone();
+                // Others wait for it, too: it goes on without the first who asked.
+                tokio::spawn(async move { keys.carry_out_swaps().await });
+            }
+            answered.await.unwrap_or(CasOutcome::Unknown)
+        }
+        .boxed()
     }
 
     fn recover_slot(&self, slot: SlotId, expect: Option<SlotKey>, new: SlotKey) -> BoxFuture<'_, CasOutcome> {
@@ -500,7 +562,7 @@ impl<K: Kv> Coordination for Keys<K> {
         async move {
             let path = self.path(&Key::Frozen);
             let then = Then::Delete(path);
-            let done = self.kv.txn(Txn { when: Vec::new(), then, read: Vec::new() }).await;
+            let done = self.kv.txn(Txn { when: Vec::new(), then: vec![then], read: Vec::new() }).await;
             self.answer("lift_frozen", done).map(|_| ())
         }
         .boxed()

@@ -84,11 +84,11 @@ pub enum Then {
     Delete(Vec<u8>),
 }
 
-/// If all of `when` is true, `then` is done; else `read` is read.
+/// If all of `when` is true, all of `then` is done, no key twice; else `read` is read. At most 128 of each.
 #[derive(Debug, Clone)]
 pub struct Txn {
     pub when: Vec<If>,
-    pub then: Then,
+    pub then: Vec<Then>,
     pub read: Vec<Vec<u8>>,
 }
 

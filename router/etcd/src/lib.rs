@@ -6,6 +6,7 @@
 pub mod coordination;
 mod keys;
 mod kv;
+mod swaps;
 mod watch;
 
 pub mod contract;

@@ -158,20 +158,23 @@ impl Data {
         if !txn.when.iter().all(|when| self.is_true(when)) {
             return Ok(Done::Not(txn.read.iter().map(|key| self.now(key)).collect()));
         }
-        match &txn.then {
-            Then::Put { lease: Some(lease), .. } if !self.leases.contains_key(&lease.0) => {
-                return Err(Error::Unknown("requested lease not found".to_owned()));
-            }
-            Then::Put { key, value, lease } => {
-                self.revision += 1;
-                self.set(key, Some(value.clone()), lease.map(|lease| lease.0));
-            }
-            Then::Delete(key) => {
-                if self.now(key).is_some() {
-                    self.revision += 1;
-                    self.set(key, None, None);
+        let is_lost = |then: &Then| matches!(then, Then::Put { lease: Some(lease), .. } if !self.leases.contains_key(&lease.0));
+        if txn.then.iter().any(is_lost) {
+            return Err(Error::Unknown("requested lease not found".to_owned()));
+        }
+        // One revision for all.
+        let mut changes = Vec::new();
+        for then in &txn.then {
+            match then {
+                Then::Put { key, value, lease } => {
+                    changes.push((key, Some(value.clone()), lease.map(|lease| lease.0)));
                 }
+                Then::Delete(key) => changes.extend(self.now(key).map(|_| (key, None, None))),
             }
+        }
+        self.revision += i64::from(!changes.is_empty());
+        for (key, value, lease) in changes {
+            self.set(key, value, lease);
         }
         if self.log.len() > REMEMBERED_MAX {
             let (middle, _) = self.log[REMEMBERED_MAX / 2];
@@ -531,7 +534,7 @@ mod tests {
     async fn what_it_remembers_is_bounded() {
         let store = Store::default();
         let put = Then::Put { key: b"k".to_vec(), value: b"v".to_vec(), lease: None };
-        let txn = Txn { when: Vec::new(), then: put, read: Vec::new() };
+        let txn = Txn { when: Vec::new(), then: vec![put], read: Vec::new() };
         for _ in 0..REMEMBERED_MAX * 2 {
             store.txn(txn.clone()).await.unwrap();
         }

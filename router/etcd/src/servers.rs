@@ -526,7 +526,7 @@ impl Kv for Servers {
     async fn txn(&self, txn: Txn) -> Result<Done, Error> {
         let request = etcd_client::Txn::new()
             .when(txn.when.iter().map(compare).collect::<Vec<_>>())
-            .and_then([operation(&txn.then)])
+            .and_then(txn.then.iter().map(operation).collect::<Vec<_>>())
             .or_else(txn.read.iter().map(|key| TxnOp::get(key.clone(), None)).collect::<Vec<_>>());
         let done = self.once(|client| {
             let request = request.clone();
