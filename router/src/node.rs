@@ -4,7 +4,8 @@
 //! (whether a run is gone, its fence).
 //! Always holds (DESIGN.md, section 4): the incarnation is registered in the store before the node shows itself; a node key
 //! is put once per run and never again after it may have gone; the lease is kept alive only while all workers tick; at most
-//! `slots_in_flight` slots change at once; while etcd is away or frozen no change is begun, and owners serve on.
+//! `slots_in_flight` slots change at once, `handoffs_in_flight` of them handed over (none while `handoffs_below` change), and
+//! a peer is given no more than it has said it takes; while etcd is away or frozen no change is begun, and owners serve on.
 //! Does not: touch etcd, the store, peers or workers: it returns [`Action`]s, and each request among them is answered once
 //! (with `Failed` or `Unknown` after a time-out of whoever carries it out). All keys come by one watch over their common
 //! prefix, in order of revision. Each transaction is about one key and holds a handful of operations (etcd's bound is 128).
@@ -199,6 +200,10 @@ pub enum End {
     Stuck,
 }
 
+impl End {
+    pub const ALL: [Self; 4] = [Self::NotJoined, Self::Fenced, Self::LeaseLost, Self::Stuck];
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Options {
     pub me: Peer,
@@ -229,8 +234,11 @@ pub struct Limits {
     pub ready_ms: u64,
     /// Two witnesses within this time are believed.
     pub witness_ms: u64,
-    /// Slots that change at once here, those that come included.
+    /// Slots that change at once here, those that come included. Of a dead node's slots, which nobody serves: as many as
+    /// the store can register together.
     pub slots_in_flight: usize,
+    /// While so many change, none is handed over, neither to nor from here: it would wait behind them, served by nobody.
+    pub handoffs_below: usize,
     /// Slots that are being handed over at once, and those that one [`Input::Ready`] is for. While a slot is handed over
     /// its rooms take no send: as few as keep the requests going.
     pub handoffs_in_flight: usize,
@@ -249,7 +257,8 @@ impl Default for Limits {
             retry_ms: 200,
             ready_ms: 500,
             witness_ms: 1_000,
-            slots_in_flight: 64,
+            slots_in_flight: 512,
+            handoffs_below: 64,
             handoffs_in_flight: 8,
             promise_ms: 50,
         }
@@ -310,7 +319,7 @@ pub struct Node {
     put_node: Request,
     /// When peers were asked whether they are ready, and when they said so.
     ready: BTreeMap<Incarnation, Ready>,
-    /// Who has asked whether we are ready, and waits until we are.
+    /// Who has asked whether we are ready, and waits until we are: one entry for each run that has a link to us at most.
     askers: BTreeMap<Incarnation, Peer>,
     /// When we said so of late, oldest first.
     promised: VecDeque<u64>,
@@ -630,7 +639,7 @@ impl Node {
         while self.promised.front().is_some_and(|at| at + limits.promise_ms <= now_ms) {
             self.promised.pop_front();
         }
-        let most = limits.slots_in_flight;
+        let most = limits.handoffs_below;
         while self.slots.changing() + (self.promised.len() + 1) * limits.handoffs_in_flight <= most
             && let Some((_, to)) = self.askers.pop_first()
         {

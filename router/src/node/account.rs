@@ -69,8 +69,8 @@ impl Node {
             Standing::Up | Standing::Draining => match self.wish(now_ms, slot, &mut None) {
                 Wish::Nothing(waits) => waits,
                 Wish::Later(at) => Waits::Until(at),
-                Wish::HandOff(to) => Waits::Ready(to.node),
-                Wish::Change(_) | Wish::Adjust(_) => Waits::Turn,
+                Wish::HandOff(to) if self.free_to_give() > 0 => Waits::Ready(to.node),
+                Wish::HandOff(_) | Wish::Change(_) | Wish::Adjust(_) => Waits::Turn,
             },
         };
         let target = self.target();

@@ -271,7 +271,7 @@ impl Node {
             match self.wish(now_ms, id, &mut ring) {
                 Wish::Nothing(_) => {}
                 Wish::Later(at) => self.slots.look_later(id, at),
-                Wish::HandOff(to) if self.slots.giving >= limits.handoffs_in_flight => {
+                Wish::HandOff(to) if self.free_to_give() == 0 => {
                     self.slots.waiting.entry(to.incarnation).or_default().insert(id);
                 }
                 Wish::HandOff(to) if !self.is_ready(now_ms, &to, out) => {
@@ -279,7 +279,7 @@ impl Node {
                     // Without an answer it is asked again.
                     self.slots.look_later(id, now_ms + limits.ready_ms);
                 }
-                Wish::Change(_) | Wish::HandOff(_) if self.slots.changing >= limits.slots_in_flight => {
+                Wish::Change(_) if self.slots.changing >= limits.slots_in_flight => {
                     self.slots.look.insert(id);
                     return;
                 }
@@ -307,15 +307,21 @@ impl Node {
         }
     }
 
+    /// How many more slots may be handed over at once.
+    pub(super) fn free_to_give(&self) -> usize {
+        let limits = &self.options.limits;
+        let below = limits.handoffs_below.saturating_sub(self.slots.changing);
+        limits.handoffs_in_flight.saturating_sub(self.slots.giving).min(below)
+    }
+
     /// Of the slots that wait to be handed over, has as many looked at as may begin.
     fn give_turns(&mut self, now_ms: u64) {
-        let limits = &self.options.limits;
-        let free = limits.handoffs_in_flight.saturating_sub(self.slots.giving);
+        let (free, ready_ms) = (self.free_to_give(), self.options.limits.ready_ms);
         if free == 0 {
             return;
         }
         self.slots.waiting.retain(|heir, waiting| {
-            let takes = self.ready.get(heir).map_or(0, |ready| ready.takes(now_ms, limits.ready_ms));
+            let takes = self.ready.get(heir).map_or(0, |ready| ready.takes(now_ms, ready_ms));
             // One to ask with, if it takes none.
             for _ in 0..takes.clamp(1, free) {
                 self.slots.look.extend(waiting.pop_first());
