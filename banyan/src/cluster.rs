@@ -21,7 +21,7 @@ use banyan_proto::id::Incarnation;
 use banyan_proto::wire::NodeMessage;
 use banyan_router::SlotCount;
 use banyan_router::meta::{ClusterId, Founding, Meta};
-use banyan_router::node::{Input, Limits, Node, Options, Standing};
+use banyan_router::node::{End as RunEnd, Input, Limits, Node, Options, Standing};
 use banyan_router::node_key::{NodeEntry, Role, State};
 use banyan_router::slot_key::{NodeId, Peer};
 use banyan_router_etcd::coordination::{Coordination, Error as RingError};
@@ -30,6 +30,7 @@ use banyan_router_etcd::servers;
 use banyan_router_etcd::{Etcd, View};
 use banyan_router_peer::{
     Error as PeerError, Handle as PortHandle, Me, Options as LinkOptions, Security, Server, Tls, TlsFiles,
+    register_metrics,
 };
 use banyan_shard::{Drained, End, Handle};
 use banyan_storage::LogStore;
@@ -494,12 +495,21 @@ struct Owners {
     drain: CancellationToken,
 }
 
+fn rejoins(why: RunEnd) -> metrics::Counter {
+    metrics::counter!("banyan_cluster_rejoins_total", "why" => format!("{why:?}"))
+}
+
 fn new_incarnation() -> Incarnation {
     Incarnation(uuid::Uuid::new_v4().as_u128())
 }
 
 impl Runs {
     async fn run(mut self) -> Result<(), Failure> {
+        // A counter that begins with its first event shows no increase by it.
+        for why in RunEnd::ALL {
+            rejoins(why).absolute(0);
+        }
+        register_metrics();
         let ended = self.all().await;
         let status = if ended.is_ok() { Status::Left } else { Status::Failed };
         if let Err(failure) = &ended {
@@ -535,8 +545,7 @@ impl Runs {
                 }
                 Why::Dead(_) if self.leaving.is_cancelled() || self.stop.is_cancelled() => return Ok(()),
                 Why::Dead(end) => {
-                    metrics::counter!("banyan_cluster_rejoins_total", "why" => format!("{end:?}"))
-                        .increment(1);
+                    rejoins(end).increment(1);
                     self.status.send_replace(Status::Rejoining);
                     sleep(pauses.next(begun.elapsed())).await;
                     let incarnation = new_incarnation();

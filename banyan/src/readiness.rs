@@ -28,6 +28,9 @@ impl State {
         matches!(self, Self::Ready | Self::Degraded { .. })
     }
 
+    /// Every [`Self::word`].
+    const WORDS: [&str; 6] = ["starting", "ready", "degraded", "unready", "drained", "draining"];
+
     pub(crate) fn word(&self) -> &'static str {
         match self {
             Self::Starting => "starting",
@@ -46,6 +49,7 @@ pub(crate) struct Readiness(Arc<Mutex<State>>);
 
 impl Readiness {
     pub(crate) fn starting() -> Self {
+        publish(&State::Starting);
         Self(Arc::new(Mutex::new(State::Starting)))
     }
 
@@ -60,7 +64,15 @@ impl Readiness {
             return;
         }
         tracing::info!(from = held.word(), to = state.word(), "readiness changed");
+        publish(&state);
         *held = state;
+    }
+}
+
+/// 1 for the state that the node is in, 0 for the others.
+fn publish(state: &State) {
+    for word in State::WORDS {
+        metrics::gauge!("banyan_readiness", "state" => word).set(f64::from(u8::from(word == state.word())));
     }
 }
 

@@ -7,6 +7,7 @@ mod connection;
 mod dirty;
 pub mod forwarded;
 pub mod head;
+pub mod latency;
 mod packed_send;
 pub mod proxy;
 mod ring;

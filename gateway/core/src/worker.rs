@@ -34,6 +34,7 @@ use crate::bucket::Buckets;
 use crate::command::{self, Checked};
 use crate::connection::{Connection, Flight, NOBODY, Out, Phase, Place};
 use crate::dirty::DirtySet;
+use crate::latency::Latency;
 use crate::room::Room;
 use crate::slab::{INDEX_BITS, Key, Slab};
 use crate::spare::Spare;
@@ -176,6 +177,8 @@ pub struct Counters {
     pub closed_no_auth: u64,
     pub closed_bad_frame: u64,
     pub closed_other: u64,
+    /// From a send's arrival to its `sent`, which waits in no queue here but the socket's.
+    pub acks: Latency,
 }
 
 #[derive(Debug)]

@@ -2,7 +2,7 @@
 
 use banyan_gateway_core::Worker as Core;
 use banyan_gateway_core::worker::Counters;
-use metrics::{Counter, Gauge, counter, gauge};
+use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
 
 type Read = fn(&Counters) -> u64;
 
@@ -15,7 +15,8 @@ pub(super) struct Published {
     rooms: Gauge,
     ring_bytes: Gauge,
     held_bytes: Gauge,
-    /// By status, those that there were.
+    acks: Histogram,
+    /// By status: those that an alert counts, and others that there were.
     refused: Vec<(u16, Counter)>,
 }
 
@@ -46,6 +47,12 @@ const CLOSES: &[(&str, Read)] = &[
     ("bad_frame", |c| c.closed_bad_frame),
     ("other", |c| c.closed_other),
 ];
+/// A counter that begins with its first event shows no increase by it.
+const REFUSALS: [u16; 2] = [429, 503];
+
+fn refused(status: u16) -> (u16, Counter) {
+    (status, counter!("banyan_gateway_refused_total", "status" => status.to_string()))
+}
 
 impl Published {
     pub(super) fn new(worker: usize) -> Self {
@@ -69,7 +76,8 @@ impl Published {
         }));
         Self {
             last: Counters::default(),
-            refused: Vec::new(),
+            refused: REFUSALS.map(refused).into(),
+            acks: histogram!("banyan_gateway_ack_seconds"),
             counters,
             connections: gauge!("banyan_gateway_connections", "worker" => worker.clone()),
             greetings: gauge!("banyan_gateway_greetings", "worker" => worker.clone()),
@@ -87,6 +95,9 @@ impl Published {
                 counter.increment(more);
             }
         }
+        for (count, seconds) in counters.acks.since(&self.last.acks) {
+            self.acks.record_many(seconds, count);
+        }
         self.last = counters;
         let (connections, rooms, ring_bytes) = core.sizes();
         self.connections.set(connections as f64);
@@ -101,7 +112,7 @@ impl Published {
         if let Some((_, counter)) = self.refused.iter().find(|(of, _)| *of == status) {
             return counter.increment(1);
         }
-        let counter = counter!("banyan_gateway_refused_total", "status" => status.to_string());
+        let (status, counter) = refused(status);
         counter.increment(1);
         self.refused.push((status, counter));
     }

@@ -16,6 +16,11 @@ pub(crate) fn slots_served(slots: usize) {
     metrics::gauge!("banyan_router_slots_served").set(slots as f64);
 }
 
+/// This node serves a slot from now on. `opening`: `handed_over` from the old owner's memory, `full` from the store.
+pub(crate) fn slot_begun(opening: &'static str) {
+    metrics::counter!("banyan_router_slots_begun_total", "opening" => opening).increment(1);
+}
+
 /// A request of the ring that was given up after its time.
 pub(crate) fn timed_out(what: &'static str) {
     metrics::counter!("banyan_router_timeouts_total", "request" => what).increment(1);

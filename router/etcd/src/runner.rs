@@ -16,7 +16,7 @@ use banyan_proto::id::SlotId;
 use banyan_router::node::{Account, Action, End, Input, KeptAlive, Node, TargetOutcome, Watched};
 use banyan_router::node_key::NodeEntry;
 use banyan_router::slot::SlotCount;
-use banyan_router::slot_owner::{self, CasOutcome, Failed};
+use banyan_router::slot_owner::{self, CasOutcome, Failed, Opening};
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
@@ -53,7 +53,7 @@ impl Default for Limits {
     fn default() -> Self {
         let ttl = Duration::from_millis(banyan_router::node::Limits::default().ttl_ms);
         Self {
-            in_flight: 256,
+            in_flight: 512,
             inbox: 4_096,
             watch_buffer: 1_024,
             etcd_timeout: Duration::from_secs(2),
@@ -630,7 +630,13 @@ impl Runner {
                 let request = self.surroundings.read_fence(self.node.me().incarnation);
                 self.store("read_own_fence", request, move |fenced| of(slot_owner::Input::OwnFence(fenced)));
             }
-            Of::Serve { tenure, opening } => self.surroundings.serve(slot, tenure, opening),
+            Of::Serve { tenure, opening } => {
+                metrics::slot_begun(match opening {
+                    Opening::Full => "full",
+                    Opening::HandedOver { .. } => "handed_over",
+                });
+                self.surroundings.serve(slot, tenure, opening);
+            }
             Of::Drain { drain } => self.surroundings.drain(slot, drain),
             Of::SendState { to, epoch, complete } => self.surroundings.send_state(slot, &to, epoch, complete),
             Of::Resume { tenure } => self.surroundings.resume(slot, tenure),

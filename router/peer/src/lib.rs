@@ -26,6 +26,7 @@ mod socket;
 
 pub use certs::{Holder, Made, make_ca, make_node};
 pub use hello::{Hello, Me};
+pub use metrics::register_metrics;
 pub use options::Options;
 pub use outgoing::{Events, Link, Outgoing};
 pub use server::{Accept, Asked, Handle, Inbound, Server};

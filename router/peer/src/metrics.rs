@@ -2,6 +2,8 @@
 
 use metrics::{Counter, Gauge, counter, gauge};
 
+use crate::why::Why;
+
 /// One direction of one side of a link.
 #[derive(Clone)]
 pub(crate) struct Stream {
@@ -32,8 +34,18 @@ pub(crate) fn links(side: &'static str) -> Gauge {
     gauge!("banyan_peer_links", "side" => side)
 }
 
+/// Has every way for a link to end counted from 0: a counter that begins with its first event shows no increase by it.
+pub fn register_metrics() {
+    for why in Why::WORDS {
+        for event in ["down", "failed", "sent_away"] {
+            counter!("banyan_peer_ended_total", "event" => event, "why" => why).absolute(0);
+        }
+    }
+}
+
 /// Links that ended, tries that failed, peers that were sent away. `event`: `down`, `failed`, `sent_away`.
 pub(crate) fn ended(event: &'static str, why: &'static str) {
+    debug_assert!(Why::WORDS.contains(&why), "{why} is not counted from 0");
     counter!("banyan_peer_ended_total", "event" => event, "why" => why).increment(1);
 }
 

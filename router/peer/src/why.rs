@@ -33,6 +33,20 @@ pub enum Why {
 }
 
 impl Why {
+    /// Every [`Self::word`].
+    pub(crate) const WORDS: [&str; 10] = [
+        "refused",
+        "reset",
+        "timeout",
+        "unreachable",
+        "wrong_peer",
+        "skew",
+        "certificate",
+        "goodbye",
+        "protocol",
+        "closed",
+    ];
+
     /// For metrics: one of a few words.
     pub const fn word(&self) -> &'static str {
         match self {

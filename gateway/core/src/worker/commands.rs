@@ -428,6 +428,7 @@ impl Worker {
         self.flight_moved(index);
         match (pending.what, answer) {
             (What::Send { room, .. }, Answer::Sent { seq, at, duplicate }) => {
+                self.counters.acks.count(now.ms.saturating_sub(pending.since));
                 let room_name = room.as_str().to_owned();
                 let reply = v1::SendReply { room: room_name, seq: seq.0, at: at.0, duplicate };
                 self.sent(index, pending.id, &room, reply);
