@@ -81,6 +81,19 @@ mod tests {
     use super::*;
 
     #[test]
+    fn each_state_has_its_gauge() {
+        let states = [
+            State::Starting,
+            State::Ready,
+            State::Degraded { why: String::new() },
+            State::Unready { why: "" },
+            State::Drained,
+            State::Draining,
+        ];
+        assert_eq!(states.map(|state| state.word()), State::WORDS);
+    }
+
+    #[test]
     fn draining_is_final() {
         let readiness = Readiness::starting();
         assert!(!readiness.get().serves());

@@ -8,7 +8,7 @@
 //! a peer is given no more than it has said it takes; while etcd is away or frozen no change is begun, and owners serve on.
 //! Does not: touch etcd, the store, peers or workers: it returns [`Action`]s, and each request among them is answered once
 //! (with `Failed` or `Unknown` after a time-out of whoever carries it out). All keys come by one watch over their common
-//! prefix, in order of revision. Each transaction is about one key and holds a handful of operations (etcd's bound is 128).
+//! prefix, in order of revision.
 
 mod account;
 mod placement;

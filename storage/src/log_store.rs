@@ -259,6 +259,7 @@ pub trait LogStore: Send + Sync + Debug + 'static {
         closes: Option<(Epoch, Incarnation)>,
     ) -> BoxFuture<'static, Result<(), Error>>;
 
-    /// By epoch and incarnation.
+    /// By epoch and incarnation. Closed ones below one that this store has put may be left out: they tell who registers
+    /// nothing more.
     fn slot_owners(&self, slot: SlotId) -> BoxFuture<'static, Result<Vec<SlotOwner>, Error>>;
 }

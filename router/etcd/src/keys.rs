@@ -280,7 +280,9 @@ impl<K: Kv> Keys<K> {
     }
 
     async fn swap_each(&self, swaps: Vec<Swap>) {
-        let each = swaps.into_iter().map(|Swap { slot, expect, new, answer }| async move {
+        // Some may have been given up while they were tried together.
+        let wanted = swaps.into_iter().filter(|swap| !swap.answer.is_closed());
+        let each = wanted.map(|Swap { slot, expect, new, answer }| async move {
             let then = self.put(&Key::Slot(slot), encoding::encode_slot(&new));
             answer.send(self.if_slot(CAS_SLOT, slot, expect, then, true).await).ok();
         });

@@ -158,6 +158,12 @@ impl Data {
         if !txn.when.iter().all(|when| self.is_true(when)) {
             return Ok(Done::Not(txn.read.iter().map(|key| self.now(key)).collect()));
         }
+        let key_of = |then: &Then| match then {
+            Then::Put { key, .. } | Then::Delete(key) => key.clone(),
+        };
+        if txn.then.iter().map(key_of).collect::<BTreeSet<_>>().len() < txn.then.len() {
+            return Err(Error::Unknown("duplicate key given in txn request".to_owned()));
+        }
         let is_lost = |then: &Then| matches!(then, Then::Put { lease: Some(lease), .. } if !self.leases.contains_key(&lease.0));
         if txn.then.iter().any(is_lost) {
             return Err(Error::Unknown("requested lease not found".to_owned()));

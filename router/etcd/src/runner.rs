@@ -40,7 +40,8 @@ pub struct Limits {
     pub inbox: usize,
     /// Changes that wait; above that, etcd keeps them.
     pub watch_buffer: usize,
-    /// Longer than the backend's own, which knows more about the outcome.
+    /// Longer than the backend's own for a request, which knows more about the outcome. A swap of a slot's key may be
+    /// several.
     pub etcd_timeout: Duration,
     pub store_timeout: Duration,
     /// A new run waits so long for the lease of the one before it to run out; then the node's name is taken by another.

@@ -2,7 +2,8 @@
 //! its disk for each transaction.
 //!
 //! Always holds: of those taken together no two are of one slot (etcd refuses that); at most [`TOGETHER`] go together, and
-//! at most [`UNDER_WAY`] such requests are with etcd; what nobody waits for any more is not sent.
+//! at most [`UNDER_WAY`] such transactions are with etcd (or, after one that was lost, those that it was made of); what
+//! nobody waits for any more is not sent.
 //! Bounds: none of its own on what waits. The callers are the slots' machines, with one request each.
 
 use std::collections::VecDeque;

@@ -4,21 +4,27 @@
 //! while a request to it is under way goes into the next: a takeover is then so many requests as there are round trips, not as there
 //! are slots.
 //!
-//! Of each slot the rows above [`KEPT`] that nothing needs any more are deleted: else registration would read all that ever happened.
 //!
-//! Always holds: each caller is answered once, by a request that began after it asked; of each partition one write and one read are with
-//! the servers at most. Only closed rows are deleted, and only below a row that this process has put at a quorum: who looks for a row of
-//! its epoch or above finds that one; who looks for open ones below finds none either way.
-//! Bounds: none of its own. The callers are the slots' machines, which have one question each, and few at once.
+//! Registration looks for open rows, and for rows at its epoch or above. So closed rows below one that this process had put at a quorum
+//! before it read them are of no more use to it: it reads none of them again ([`Known::floor`]), and all but the newest [`KEPT`] of them
+//! are deleted, that others need not read all that ever happened.
+//!
+//! Always holds: each caller is answered once, by a request that began after it asked; of each partition one read, one write and one
+//! deletion are with the servers at most. What is left out or deleted is closed, or is put later by somebody who then finds the higher
+//! row and stops. A row that nobody closes (its owner died, and so did the next before it registered) stays, and all above it.
+//! Bounds: none of its own. The callers are the slots' machines, with one question each that they wait for; questions that they have given
+//! up are carried out all the same. Deletions: one for each read that finds enough.
 
-use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use banyan_proto::id::{Epoch, Incarnation, SlotId};
 use banyan_storage::Error;
 use banyan_storage::log_store::SlotOwner;
 use scylla::statement::batch::{Batch, BatchType};
 use tokio::sync::oneshot;
+use tokio::time::sleep;
 
 use crate::convert::{incarnation, incarnation_of, number, ordered};
 use crate::failure::repeated_write_error;
@@ -37,20 +43,47 @@ pub(crate) type Put = (SlotId, SlotOwner, Option<(Epoch, Incarnation)>);
 /// Closed rows of a slot that stay, for `ring history`; when there are twice as many, the older ones go.
 const KEPT: usize = 8;
 
+/// Rows that are not needed are found when many slots are registered: the servers have other things to do then.
+const DELETE_AFTER: Duration = Duration::from_secs(5);
+
 #[derive(Debug, Default)]
 pub(crate) struct Owners {
     puts: Lanes<Put, ()>,
     reads: Lanes<SlotId, Vec<SlotOwner>>,
     deletes: Lanes<(SlotId, Epoch), ()>,
-    /// Of each slot, the highest epoch that this process knows to be at a quorum.
-    put: Mutex<BTreeMap<SlotId, Epoch>>,
+    known: Mutex<HashMap<SlotId, Known>>,
 }
 
-/// The epoch below which rows (in order) are deleted, with one at `put` known to be at a quorum.
-fn needless_below(rows: &[SlotOwner], put: Epoch) -> Option<Epoch> {
-    let closed = rows.iter().take_while(|row| row.closed && row.epoch < put).count();
-    let kept = rows.get(closed.checked_sub(KEPT).filter(|needless| *needless > KEPT)?)?;
-    Some(kept.epoch)
+/// What this process knows of a slot's rows.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Known {
+    /// The highest epoch that it has put, and that is at a quorum.
+    put: Epoch,
+    /// Below this there are closed rows only, and those that nobody acts on.
+    floor: Epoch,
+    /// Rows below this are deleted, or will be.
+    deleted: Epoch,
+}
+
+impl Known {
+    /// Takes in rows, all from `floor` on and in order, that were read after `put` was at a quorum. Gives the epoch below
+    /// which there are enough needless ones to delete them.
+    fn learn(&mut self, rows: &[SlotOwner], put: Epoch) -> Option<Epoch> {
+        let closed = rows.iter().take_while(|row| row.closed && row.epoch < put).count();
+        let end = rows.get(closed).map_or(put, |row| row.epoch.min(put));
+        self.floor = self.floor.max(end);
+        let kept = rows.get(closed.checked_sub(KEPT).filter(|needless| *needless > KEPT)?)?;
+        (kept.epoch > self.deleted).then(|| {
+            self.deleted = kept.epoch;
+            kept.epoch
+        })
+    }
+}
+
+impl Owners {
+    fn known(&self) -> MutexGuard<'_, HashMap<SlotId, Known>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// What waits for each partition with a request under way.
@@ -142,12 +175,7 @@ impl Inner {
         if self.owners.reads.put(partition, Asked { question: slot, answer }) {
             let inner = Arc::clone(&self);
             self.spawn(async move {
-                let inner = &inner;
-                let request = |slots: Vec<SlotId>| async move {
-                    let found = inner.read_owners(partition, &slots).await?;
-                    inner.delete_needless(partition, &slots, &found);
-                    Ok(found)
-                };
+                let request = |slots| inner.read_owners(partition, slots);
                 inner.owners.reads.carry_out(partition, request).await;
             });
         }
@@ -175,31 +203,12 @@ impl Inner {
         }
         let result = self.batch(Kind::Owner, &batch, values).await;
         result.map_err(|error| repeated_write_error(&error, "slot owner"))?;
-        let mut known = self.owners.put.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.owners.known();
         for (slot, owner, _) in &puts {
             let known = known.entry(*slot).or_default();
-            *known = owner.epoch.max(*known);
+            known.put = known.put.max(owner.epoch);
         }
         Ok(vec![(); puts.len()])
-    }
-
-    /// What cannot be deleted now is found again by the next who reads the slot.
-    fn delete_needless(self: &Arc<Self>, partition: i32, slots: &[SlotId], found: &[Vec<SlotOwner>]) {
-        let needless: Vec<(SlotId, Epoch)> = {
-            let put = self.owners.put.lock().unwrap_or_else(PoisonError::into_inner);
-            let rows = slots.iter().zip(found);
-            rows.filter_map(|(slot, rows)| Some((*slot, needless_below(rows, *put.get(slot)?)?))).collect()
-        };
-        for question in needless {
-            let (answer, _) = oneshot::channel();
-            if self.owners.deletes.put(partition, Asked { question, answer }) {
-                let inner = Arc::clone(self);
-                self.spawn(async move {
-                    let request = |deletes| inner.delete_owners(partition, deletes);
-                    inner.owners.deletes.carry_out(partition, request).await;
-                });
-            }
-        }
     }
 
     async fn delete_owners(&self, partition: i32, deletes: Vec<(SlotId, Epoch)>) -> Result<Vec<()>, Error> {
@@ -219,10 +228,20 @@ impl Inner {
         Ok(vec![(); deletes.len()])
     }
 
-    async fn read_owners(&self, partition: i32, slots: &[SlotId]) -> Result<Vec<Vec<SlotOwner>>, Error> {
+    async fn read_owners(
+        self: &Arc<Self>,
+        partition: i32,
+        slots: Vec<SlotId>,
+    ) -> Result<Vec<Vec<SlotOwner>>, Error> {
         const WHAT: &str = "slot_owners";
         let asked: Vec<i32> = slots.iter().map(|slot| i32::from(slot.0)).collect();
-        let answer = self.read(WHAT, &self.statements.owners, (partition, asked)).await?;
+        // What was at a quorum before the read.
+        let before: Vec<Known> = {
+            let known = self.owners.known();
+            slots.iter().map(|slot| known.get(slot).copied().unwrap_or_default()).collect()
+        };
+        let floor = before.iter().map(|known| known.floor).min().unwrap_or_default();
+        let answer = self.read(WHAT, &self.statements.owners, (partition, asked, ordered(floor.0))).await?;
         let mut found: HashMap<SlotId, Vec<SlotOwner>> = HashMap::new();
         for row in answer.rows::<(i32, i64, &[u8], Option<bool>)>().map_err(corrupt(WHAT))? {
             let (slot, epoch, by, closed) = row.map_err(corrupt_row(WHAT))?;
@@ -234,7 +253,29 @@ impl Inner {
             });
         }
         // One slot may have been asked about twice.
-        Ok(slots.iter().map(|slot| found.get(slot).cloned().unwrap_or_default()).collect())
+        let found: Vec<Vec<SlotOwner>> =
+            slots.iter().map(|slot| found.get(slot).cloned().unwrap_or_default()).collect();
+        for ((slot, rows), before) in slots.iter().zip(&found).zip(before) {
+            if before.put > Epoch(0) {
+                let below = self.owners.known().entry(*slot).or_default().learn(rows, before.put);
+                if let Some(below) = below {
+                    self.delete_later(partition, *slot, below);
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    fn delete_later(self: &Arc<Self>, partition: i32, slot: SlotId, below: Epoch) {
+        let (answer, _) = oneshot::channel();
+        if self.owners.deletes.put(partition, Asked { question: (slot, below), answer }) {
+            let inner = Arc::clone(self);
+            self.spawn(async move {
+                sleep(DELETE_AFTER).await;
+                let request = |deletes| inner.delete_owners(partition, deletes);
+                inner.owners.deletes.carry_out(partition, request).await;
+            });
+        }
     }
 }
 
@@ -266,14 +307,24 @@ mod tests {
         let mut rows: Vec<SlotOwner> = (1..=40)
             .map(|epoch| SlotOwner { epoch: Epoch(epoch), incarnation: Incarnation(7), closed: epoch < 40 })
             .collect();
-        assert_eq!(needless_below(&rows, Epoch(40)), Some(Epoch(32)), "eight closed ones stay");
-        assert_eq!(needless_below(&rows, Epoch(20)), Some(Epoch(12)), "of what is above nobody has told us");
-        assert_eq!(needless_below(&rows, Epoch(0)), None);
-        assert_eq!(needless_below(&rows[..17], Epoch(18)), Some(Epoch(10)));
-        assert_eq!(needless_below(&rows[..16], Epoch(18)), None, "not worth a request");
+        let learn = |rows: &[SlotOwner], put| {
+            let mut known = Known::default();
+            let below = known.learn(rows, Epoch(put)).map(|below| below.0);
+            assert!(known.learn(rows, Epoch(put)).is_none(), "once");
+            (known.floor.0, below)
+        };
+        assert_eq!(learn(&rows, 40), (40, Some(32)), "eight closed ones stay");
+        assert_eq!(learn(&rows, 20), (20, Some(12)), "of what is above nobody has told us");
+        assert_eq!(learn(&rows, 41), (40, Some(32)), "what is open stays");
+        assert_eq!(learn(&rows[..17], 18), (18, Some(10)));
+        assert_eq!(learn(&rows[..16], 18), (18, None), "not worth a request");
+        assert_eq!(learn(&[], 5), (5, None));
         rows[20].closed = false;
-        assert_eq!(needless_below(&rows, Epoch(40)), Some(Epoch(13)), "what is open stays, and all above it");
+        assert_eq!(learn(&rows, 40), (21, Some(13)), "and all above it");
         rows[3].closed = false;
-        assert_eq!(needless_below(&rows, Epoch(40)), None);
+        assert_eq!(learn(&rows, 40), (4, None));
+        let mut known = Known { floor: Epoch(9), ..Known::default() };
+        known.learn(&rows, Epoch(40));
+        assert_eq!(known.floor, Epoch(9), "it never falls");
     }
 }

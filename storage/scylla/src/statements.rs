@@ -148,7 +148,7 @@ statements! {
     close_owner: again = "INSERT INTO {ks}.slot_owners (slots, slot, epoch, incarnation, closed) VALUES (?, ?, ?, ?, true) USING TIMESTAMP 1";
     /// At the rows' own time, where what is deleted wins: a late write of one brings nothing back.
     delete_owners: again = "DELETE FROM {ks}.slot_owners USING TIMESTAMP 1 WHERE slots = ? AND slot = ? AND epoch < ?";
-    owners: read = "SELECT slot, epoch, incarnation, closed FROM {ks}.slot_owners WHERE slots = ? AND slot IN ?";
+    owners: read = "SELECT slot, epoch, incarnation, closed FROM {ks}.slot_owners WHERE slots = ? AND slot IN ? AND epoch >= ?";
 
     user: read = "SELECT name, username, skeleton, password_hash, disabled, created_at, tokens_not_before, pending, version FROM {ks}.users
         WHERE user_id = ?";

@@ -191,7 +191,7 @@ fn one_node() {
     full_is_definite(&runtime, &nodes);
     creations_that_were_cut_off(&runtime, &nodes, &store);
     marks_of_many(&store);
-    old_owners_are_forgotten(&store);
+    old_owners_are_forgotten(&runtime, &nodes, &store);
     if let Some(cluster) = &mut cluster {
         a_store_that_goes_away(&runtime, cluster, &nodes);
     }
@@ -676,43 +676,50 @@ fn a_node_down(runtime: &Arc<Runtime>, cluster: &mut Cassandra, nodes: &[String]
     assert_eq!(seqs(&store, &ours, id), (1..=100).collect::<Vec<_>>());
 }
 
-/// Registration reads all rows of a slot: they must not become more for ever.
-fn old_owners_are_forgotten(store: &Scylla) {
+/// What ever happened to a slot is neither read nor kept for ever.
+fn old_owners_are_forgotten(runtime: &Runtime, nodes: &[String], store: &Scylla) {
     let owner = |epoch, closed| SlotOwner {
         epoch: Epoch(epoch),
         incarnation: Incarnation(u128::from(epoch)),
         closed,
     };
-    let put = |slot, owner: SlotOwner| {
+    let put = |store: &Scylla, slot, owner: SlotOwner| {
         let before = owner.epoch.0 - 1;
-        let closes = (before % 100 > 0).then(|| (Epoch(before), Incarnation(u128::from(before))));
+        let closes = (!before.is_multiple_of(100)).then(|| (Epoch(before), Incarnation(u128::from(before))));
         wait(store.put_slot_owner(slot, owner, closes)).unwrap();
     };
-    let rows = |slot| wait(store.slot_owners(slot)).unwrap();
+    let epochs = |store: &Scylla, slot| -> Vec<u64> {
+        wait(store.slot_owners(slot)).unwrap().iter().map(|row| row.epoch.0).collect()
+    };
+    let fresh = || runtime.block_on(open(options(nodes, "banyan_contract")));
     let (ours, rival) = (SlotId(4_070), SlotId(4_071));
     // Of the rival's row nobody knows what became of it: it stays, and so do those after it.
-    put(rival, owner(200, false));
+    put(store, rival, owner(200, false));
     for epoch in 1..=60 {
-        for (slot, above) in [(ours, 0), (rival, 200)] {
-            put(slot, owner(above + epoch, false));
-            let rows = rows(slot);
-            assert_eq!(rows.last(), Some(&owner(above + epoch, false)));
-            assert!(rows.iter().rev().skip(1).all(|row| row.closed || row.epoch.0 == 200), "{rows:?}");
-            let newest: Vec<u64> =
-                rows.iter().rev().take(9.min(epoch as usize)).map(|row| row.epoch.0).collect();
-            assert_eq!(newest, (above + 1..=above + epoch).rev().take(9).collect::<Vec<_>>());
-        }
+        put(store, ours, owner(epoch, false));
+        put(store, rival, owner(200 + epoch, false));
+        assert_eq!(epochs(store, rival), (200..=200 + epoch).collect::<Vec<_>>());
+        let read = epochs(store, ours);
+        assert!(read == [epoch] || read == [epoch - 1, epoch], "{read:?} at {epoch}");
+    }
+    // Who knows nothing yet reads all, and deletes when it has put a row of its own.
+    let other = fresh();
+    assert_eq!(epochs(&other, ours), (1..=60).collect::<Vec<_>>());
+    for (slot, epoch) in [(ours, 61), (rival, 261)] {
+        put(&other, slot, owner(epoch, false));
+        epochs(&other, slot);
     }
     let begun = Instant::now();
-    while rows(ours).len() > 18 {
-        assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", rows(ours));
+    let third = fresh();
+    while epochs(&third, ours) != (53..=61).collect::<Vec<_>>() {
+        assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", epochs(&third, ours));
+        std::thread::sleep(Duration::from_millis(200));
     }
-    assert_eq!(rows(rival).len(), 61);
-    assert_eq!(rows(rival).first(), Some(&owner(200, false)));
-    // A late write of one that was forgotten.
-    put(ours, owner(1, false));
-    put(ours, owner(2, true));
-    assert!(rows(ours).first().is_some_and(|row| row.epoch > Epoch(2)), "{:?}", rows(ours));
+    assert_eq!(epochs(&third, rival), (200..=261).collect::<Vec<_>>());
+    // A late write of one that was deleted brings nothing back.
+    put(&third, ours, owner(1, false));
+    put(&third, ours, owner(2, true));
+    assert_eq!(epochs(&fresh(), ours), (53..=61).collect::<Vec<_>>());
 }
 
 /// It runs a fifth of the time.

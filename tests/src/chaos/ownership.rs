@@ -6,7 +6,7 @@
 //! Does not: change anything in etcd.
 
 use banyan_checker::{self as checker, How, Incarnation, SlotChange, Time};
-use banyan_proto::id::SlotId;
+use banyan_proto::id::{self, Epoch, SlotId};
 use banyan_router::node::{Listing, Watched};
 use banyan_router::slot_key::SlotKey;
 use banyan_router::target::Target;
@@ -173,7 +173,8 @@ impl Table {
 /// The slots' history: the owners that the store knows, with the times of the watch.
 ///
 /// Of two runs registered for one epoch of a slot at most one has served (rule 2b): the one that wrote. If both wrote, both
-/// are told, and the check finds it; if neither did, neither has owned anything.
+/// are told, and the check finds it; if neither did, neither has owned anything. Below the rows that the store has kept the
+/// watch alone is believed.
 pub(super) fn history(
     registered: &[(SlotId, Vec<SlotOwner>)],
     seen: &BTreeMap<(u16, u64, u128), (Time, How)>,
@@ -182,7 +183,12 @@ pub(super) fn history(
     let mut all = Vec::new();
     for (slot, rows) in registered {
         let mut of_slot = Vec::new();
-        for row in rows {
+        let kept = rows.first().map_or(0, |row| row.epoch.0);
+        let deleted = seen.range((slot.0, 0, 0)..(slot.0, kept, 0)).map(|(&(_, epoch, incarnation), _)| {
+            SlotOwner { epoch: Epoch(epoch), incarnation: id::Incarnation(incarnation), closed: true }
+        });
+        let rows: Vec<SlotOwner> = deleted.chain(rows.iter().copied()).collect();
+        for row in &rows {
             let named = (slot.0, row.epoch.0, row.incarnation.0);
             let rivals = rows.iter().filter(|other| other.epoch == row.epoch).count();
             if rivals > 1 && !wrote.contains(&named) {
@@ -190,7 +196,7 @@ pub(super) fn history(
             }
             let (at, how) =
                 seen.get(&named).copied().map_or((None, How::Takeover), |(at, how)| (Some(at), how));
-            of_slot.push((at, row, how));
+            of_slot.push((at, *row, how));
         }
         of_slot.sort_by_key(|(_, row, _)| row.epoch);
         // What the watch missed (it had to list again) lies between its neighbours.
@@ -215,7 +221,6 @@ pub(super) fn history(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use banyan_proto::id::{self, Epoch};
 
     fn owner(epoch: u64, incarnation: u128) -> SlotOwner {
         SlotOwner { epoch: Epoch(epoch), incarnation: id::Incarnation(incarnation), closed: false }
@@ -228,6 +233,19 @@ mod tests {
         let told = history(&rows, &seen.into_iter().collect(), &BTreeSet::new());
         let times: Vec<_> = told.iter().map(|change| (change.epoch.0, change.at.0, change.how)).collect();
         assert_eq!(times, [(1, 5, How::Claim), (2, 9, How::Takeover), (3, 9, How::Handoff)]);
+    }
+
+    #[test]
+    fn of_rows_that_were_deleted_the_watch_tells() {
+        let rows = [(SlotId(7), vec![owner(3, 30)])];
+        let seen = [
+            ((7, 1, 10), (Time(5), How::Claim)),
+            ((7, 2, 20), (Time(6), How::Handoff)),
+            ((8, 1, 11), (Time(7), How::Claim)),
+        ];
+        let told = history(&rows, &seen.into_iter().collect(), &BTreeSet::new());
+        let told: Vec<_> = told.iter().map(|change| (change.slot.0, change.owner.0, change.at.0)).collect();
+        assert_eq!(told, [(7, 10, 5), (7, 20, 6), (7, 30, 7)]);
     }
 
     #[test]
