@@ -255,6 +255,13 @@ impl Store {
         self.change(|state| state.faults.extend(std::iter::repeat_n(Fault::AppliedLate(after), of)));
     }
 
+    /// Transactions are answered again. Gives how many more would not have been.
+    pub fn answer_again(&self) -> usize {
+        let mut left = 0;
+        self.change(|state| left = std::mem::take(&mut state.faults).len());
+        left
+    }
+
     /// Every request takes so long.
     pub fn slow_down(&self, delay: Duration) {
         self.change(|state| state.delay = delay);

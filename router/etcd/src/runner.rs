@@ -863,11 +863,13 @@ mod tests {
         store.lose_answers(20);
         store.apply_late(20, Duration::from_millis(300));
         until_serving(&ground, &[&a], "it owns all").await;
+        assert!(store.answer_again() < 40);
         let b = start(&ring, &ground, &peer("b", 2), entry(2));
         until(&b, "it has joined", |view| view.standing == Standing::Up).await;
         store.lose_answers(20);
         store.apply_late(20, Duration::from_millis(300));
         until_serving(&ground, &[&a, &b], "both own half").await;
+        assert!(store.answer_again() < 40);
         assert!(ground.dead().is_empty(), "{:?}", ground.dead());
     }
 

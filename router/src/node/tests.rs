@@ -544,6 +544,31 @@ impl World {
         }
     }
 
+    /// The same, but the store does not answer a run that registers: its questions.
+    fn calm_but_for_puts_of(&mut self, silent: usize, ms: u64) -> Vec<(usize, Action)> {
+        self.faults = false;
+        let mut held = Vec::new();
+        let end = self.now + ms;
+        while self.now < end {
+            while let Some((run, action)) = self.requests.pop_front() {
+                match action {
+                    Action::Slot { action: SlotAction::PutOwner { .. }, .. } if run == silent => {
+                        held.push((run, action));
+                    }
+                    action => self.answer(run, action),
+                }
+            }
+            let mut busy = false;
+            for run in self.running() {
+                busy |= self.deliver(run);
+            }
+            if !busy {
+                self.pass_time(10);
+            }
+        }
+        held
+    }
+
     /// Whoever was fenced learns it at its next barrier.
     fn barriers(&mut self) {
         for run in self.running() {
@@ -1143,26 +1168,7 @@ fn who_cannot_register_is_given_no_more_slots() {
     world.calm(8_000);
     assert_eq!(world.served_by(a), 512);
     let b = world.start("b");
-    let mut held = Vec::new();
-    let end = world.now + 6_000;
-    while world.now < end {
-        while let Some((run, action)) = world.requests.pop_front() {
-            match action {
-                // The store does not answer b.
-                Action::Slot { action: SlotAction::PutOwner { .. }, .. } if run == b => {
-                    held.push((run, action))
-                }
-                action => world.answer(run, action),
-            }
-        }
-        let mut busy = false;
-        for run in world.running() {
-            busy |= world.deliver(run);
-        }
-        if !busy {
-            world.pass_time(10);
-        }
-    }
+    let held = world.calm_but_for_puts_of(b, 6_000);
     let limits = Limits::default();
     let given = 512 - world.served_by(a);
     assert!(
@@ -1173,6 +1179,25 @@ fn who_cannot_register_is_given_no_more_slots() {
     world.calm(8_000);
     world.assert_settled();
     assert!((256 - 64..=256 + 64).contains(&world.served_by(b)), "and they go on: {}", world.served_by(b));
+}
+
+/// What is handed over would wait behind them, served by nobody.
+#[test]
+fn while_many_slots_are_taken_none_is_handed_over() {
+    let mut world = World::new(13, 512, false);
+    let [a, b] = ["a", "b"].map(|name| world.start(name));
+    world.calm(8_000);
+    assert_eq!((world.served_by(a), world.served_by(b)), (256, 256));
+    world.kill(b);
+    let mut held = world.calm_but_for_puts_of(a, 4_000);
+    assert!(held.len() >= 256, "they are being taken: {}", held.len());
+    let c = world.start("c");
+    held.extend(world.calm_but_for_puts_of(a, 6_000));
+    assert_eq!((world.served_by(a), world.served_by(c)), (256, 0));
+    world.requests.extend(held);
+    world.calm(8_000);
+    world.assert_settled();
+    assert_eq!((world.served_by(a), world.served_by(c)), (256, 256));
 }
 
 #[test]

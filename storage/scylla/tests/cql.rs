@@ -694,7 +694,7 @@ fn old_owners_are_forgotten(runtime: &Runtime, nodes: &[String], store: &Scylla)
     let fresh = || runtime.block_on(open(options(nodes, "banyan_contract")));
     let (ours, rival) = (SlotId(4_070), SlotId(4_071));
     // Of the rival's row nobody knows what became of it: it stays, and so do those after it.
-    put(store, rival, owner(200, false));
+    wait(store.put_slot_owner(rival, owner(200, false), None)).unwrap();
     for epoch in 1..=60 {
         put(store, ours, owner(epoch, false));
         put(store, rival, owner(200 + epoch, false));
