@@ -17,8 +17,8 @@ use std::time::Duration;
 
 use banyan_gateway::backend::{Backend, Shards};
 use banyan_gateway::worker;
-use banyan_proto::id::Incarnation;
-use banyan_proto::wire::NodeMessage;
+use banyan_proto::id::{Incarnation, SlotId};
+use banyan_proto::wire::{LIST_MAX, NodeMessage};
 use banyan_router::SlotCount;
 use banyan_router::meta::{ClusterId, Founding, Meta};
 use banyan_router::node::{End as RunEnd, Input, Limits, Node, Options, Standing};
@@ -48,7 +48,7 @@ use around::Around;
 use inbound::{Doors, Run};
 use reach::Reach;
 pub(crate) use rows::Rows;
-use switchboard::{Died, Parts, Switchboard};
+use switchboard::{OfOthers, Parts, Switchboard};
 
 /// Changes of the ring that wait for the switchboard; above that, they wait in etcd.
 const RING_BUFFER: usize = 1_024;
@@ -121,16 +121,16 @@ impl Cluster {
             .check(&identity.me(incarnation))
             .map_err(|error| Failure::new(Exit::Usage, format!("peer.cert: {error}")))?;
 
-        let (unknown, unknown_owners) = mpsc::channel(HINTS);
-        let (died, deaths) = mpsc::channel(HINTS);
+        let (notice, noticed) = mpsc::channel(HINTS.max(slots.get() as usize));
+        let (tell, news) = mpsc::channel(HINTS);
         let parts = Parts {
             slots,
             workers: if cluster.roles.shard { workers } else { 0 },
             security: security.clone(),
             inboxes: ends.senders.clone(),
             controls: ends.controls.clone(),
-            unknown_owners,
-            died,
+            noticed,
+            tell,
         };
         let (board, upkeep) = Switchboard::new(parts, etcd.watch(RING_BUFFER));
         let routes = worker::Routes {
@@ -139,7 +139,7 @@ impl Cluster {
             links: board.links(),
             ways: Vec::new(),
             known: Arc::new([]),
-            unknown_owners: Some(unknown),
+            noticed: Some(notice),
         };
         let stop = CancellationToken::new();
         let leaving = CancellationToken::new();
@@ -171,7 +171,7 @@ impl Cluster {
             etcd,
             board: board.clone(),
             hands,
-            deaths,
+            news,
             status: said,
             drained: drains,
             run: Arc::clone(&run),
@@ -464,7 +464,7 @@ struct Runs {
     etcd: Arc<dyn Coordination>,
     board: Switchboard,
     hands: Hands,
-    deaths: mpsc::Receiver<Died>,
+    news: mpsc::Receiver<OfOthers>,
     status: watch::Sender<Status>,
     drained: watch::Sender<OperatorsDrain>,
     run: Arc<Mutex<Option<RunnerHandle>>>,
@@ -601,7 +601,10 @@ impl Runs {
         let end = loop {
             tokio::select! {
                 end = &mut running => break end,
-                Some(died) = self.deaths.recv() => self.refused(died, &run).await,
+                Some(news) = self.news.recv() => match news {
+                    OfOthers::Died(incarnation) => self.refused(incarnation, &run).await,
+                    OfOthers::Wanted(slots) => self.wanted(slots, &run),
+                },
             }
         };
         // Whoever left has handed everything over: what its owners of rooms still have is not theirs. A run that was stopped
@@ -642,13 +645,22 @@ impl Runs {
     }
 
     /// This node was refused where another one listened.
-    async fn refused(&self, Died(incarnation): Died, run: &RunnerHandle) {
+    async fn refused(&self, incarnation: Incarnation, run: &RunnerHandle) {
         let witness = self.identity.node.clone();
         run.input(Input::Refused { incarnation, witness }).await.ok();
         // Of a node that is a gateway only, others take no such word: its certificate is worth less. It would lose its links.
         if self.roles.shard {
-            self.board.tell_all(NodeMessage::Refused { incarnation });
+            self.board.tell_all(&NodeMessage::Refused { incarnation });
         }
+    }
+
+    /// Clients of this node wait for slots that are out of reach. Whoever takes them takes them first.
+    fn wanted(&self, slots: Vec<SlotId>, run: &RunnerHandle) {
+        for part in slots.chunks(LIST_MAX) {
+            self.board.tell_all(&NodeMessage::Wanted { slots: part.to_vec() });
+        }
+        // Full: a short cut, as for the others.
+        run.try_input(Input::Wanted { slots }).ok();
     }
 }
 

@@ -172,8 +172,8 @@ pub struct Routes {
     pub ways: Vec<Arc<dyn Way>>,
     /// What is known from the start; more comes as [`Control::Routes`].
     pub known: Arc<[Route]>,
-    /// Who wants to know of owners that the table does not have. Full: a gateway asks again.
-    pub unknown_owners: Option<mpsc::Sender<UnknownOwner>>,
+    /// Who wants to know what the workers notice. Full: owners are asked again, and who is wanted waits a little longer.
+    pub noticed: Option<mpsc::Sender<Noticed>>,
 }
 
 /// Takes what goes to the owners behind one link.
@@ -190,12 +190,13 @@ pub struct Route {
     pub link: Option<u16>,
 }
 
-/// A shard has named an owner that this worker has no link to.
+/// What a worker notices of slots.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct UnknownOwner {
-    pub slot: SlotId,
-    pub epoch: Epoch,
-    pub owner: Incarnation,
+pub enum Noticed {
+    /// A shard has named an owner that this worker has no link to.
+    Owner { slot: SlotId, epoch: Epoch, owner: Incarnation },
+    /// Commands wait for the slot, and the way to its owner is lost.
+    Wanted { slot: SlotId },
 }
 
 #[derive(Debug)]
@@ -767,13 +768,20 @@ impl Worker {
                     Effect::Resume { connection } => self.read(now, connection),
                     Effect::Drop { connection } => self.drop_socket(now, connection),
                     Effect::Moved { slot, epoch, owner } => {
-                        if let (Some(owner), Some(unknown)) = (owner, &self.deps.routes.unknown_owners) {
-                            // What does not fit is said again by whoever is asked next.
-                            unknown.try_send(UnknownOwner { slot, epoch, owner }).ok();
+                        if let Some(owner) = owner {
+                            self.notice(Noticed::Owner { slot, epoch, owner });
                         }
                     }
+                    Effect::Wanted { slot } => self.notice(Noticed::Wanted { slot }),
                 }
             }
+        }
+    }
+
+    fn notice(&self, noticed: Noticed) {
+        if let Some(to) = &self.deps.routes.noticed {
+            // What does not fit can be done without.
+            to.try_send(noticed).ok();
         }
     }
 

@@ -49,8 +49,13 @@ fn hello() -> node::Hello {
     }
 }
 
-fn nodes() -> [NodeMessage; 3] {
-    [NodeMessage::AskReady, NodeMessage::Ready, NodeMessage::Refused { incarnation: Incarnation(77) }]
+fn nodes() -> [NodeMessage; 4] {
+    [
+        NodeMessage::AskReady,
+        NodeMessage::Ready,
+        NodeMessage::Refused { incarnation: Incarnation(77) },
+        NodeMessage::Wanted { slots: vec![SlotId(0), SlotId(300), SlotId(u16::MAX)] },
+    ]
 }
 
 /// The frame of one message of a shard.
@@ -126,7 +131,7 @@ fn every_kind_comes_back_as_it_went_out() {
     }
     for message in nodes() {
         let mut frame = Vec::new();
-        put_node(message, &mut frame);
+        put_node(message.clone(), &mut frame);
         assert_eq!(read_up(&frame).unwrap().node, [message]);
     }
     assert_eq!(read_hello(&wire::hello_frame(&hello())), Ok(hello()));
@@ -226,6 +231,9 @@ fn small_bytes_do_not_become_large_lists() {
     refused(read_up(&field(2, &field(17, &field(2, &body)))), "a list is larger");
     refused(read_up(&field(2, &vec![0; wire::TO_SHARD_MAX + 1])), "a message to a shard is larger");
     refused(read_hello(&field(1, &many)), "a list is larger");
+    let wanted = |slots: &[u8]| field(3, &field(13, &field(1, slots)));
+    refused(read_up(&wanted(&[0; LIST_MAX + 1])), "a list is larger");
+    refused(read_up(&wanted(&[0x80, 0x80, 0x04])), "a slot cannot be 65536");
     // A length beyond everything.
     refused(read_up(&[0x12, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f]), "the end of a field");
 }

@@ -4,8 +4,9 @@
 //! (whether a run is gone, its fence).
 //! Always holds (DESIGN.md, section 4): the incarnation is registered in the store before the node shows itself; a node key
 //! is put once per run and never again after it may have gone; the lease is kept alive only while all workers tick; at most
-//! `slots_in_flight` slots change at once, `handoffs_in_flight` of them handed over (none while `handoffs_below` change), and
-//! a peer is given no more than it has said it takes; while etcd is away or frozen no change is begun, and owners serve on.
+//! `slots_in_flight` slots change at once (`wanted_in_flight`, if somebody waits for them), `handoffs_in_flight` of them
+//! handed over (none while `handoffs_below` change), and a peer is given no more than it has said it takes; while etcd is
+//! away or frozen no change is begun, and owners serve on.
 //! Does not: touch etcd, the store, peers or workers: it returns [`Action`]s, and each request among them is answered once
 //! (with `Failed` or `Unknown` after a time-out of whoever carries it out). All keys come by one watch over their common
 //! prefix, in order of revision.
@@ -81,6 +82,10 @@ pub enum Input {
     Refused {
         incarnation: Incarnation,
         witness: NodeId,
+    },
+    /// Somebody waits for these slots, and nobody serves them as far as he knows: they are taken first, if they are.
+    Wanted {
+        slots: Vec<SlotId>,
     },
     /// Another node asks whether it may hand slots to this one.
     ReadyAsked {
@@ -234,9 +239,11 @@ pub struct Limits {
     pub ready_ms: u64,
     /// Two witnesses within this time are believed.
     pub witness_ms: u64,
-    /// Slots that change at once here, those that come included. Of a dead node's slots, which nobody serves: as many as
-    /// the store can register together.
+    /// Slots that change at once here, those that come included. A slot that nobody serves and nobody waits for is begun
+    /// while fewer change: while a dead node's rooms are opened, the store has other things to do than to register the rest.
     pub slots_in_flight: usize,
+    /// The same for slots that somebody waits for ([`Input::Wanted`]): as many as the store can register together.
+    pub wanted_in_flight: usize,
     /// While so many change, none is handed over, neither to nor from here: it would wait behind them, served by nobody.
     pub handoffs_below: usize,
     /// Slots that are being handed over at once, and those that one [`Input::Ready`] is for. While a slot is handed over
@@ -257,7 +264,8 @@ impl Default for Limits {
             retry_ms: 200,
             ready_ms: 500,
             witness_ms: 1_000,
-            slots_in_flight: 512,
+            slots_in_flight: 64,
+            wanted_in_flight: 512,
             handoffs_below: 64,
             handoffs_in_flight: 8,
             promise_ms: 50,
@@ -487,6 +495,13 @@ impl Node {
             Input::Fenced => self.end(now_ms, End::Fenced, out),
             Input::Stuck => self.end(now_ms, End::Stuck, out),
             Input::Refused { incarnation, witness } => self.refused(now_ms, incarnation, witness, out),
+            Input::Wanted { slots } => {
+                for slot in slots {
+                    self.slots.want(slot);
+                }
+                // Only the order of what is begun otherwise.
+                return;
+            }
             Input::ReadyAsked { by } => {
                 if self.may_take(now_ms) {
                     self.askers.insert(by.incarnation, by);
@@ -724,7 +739,10 @@ impl Node {
 
     fn watched(&mut self, now_ms: u64, watched: Watched, out: &mut Vec<Action>) {
         match watched {
-            Watched::Slot { slot, key } => self.feed(now_ms, slot, slot_owner::Input::Key(key), out),
+            Watched::Slot { slot, key } => {
+                self.slots.has_moved(slot);
+                self.feed(now_ms, slot, slot_owner::Input::Key(key), out);
+            }
             Watched::Node { node, entry } => {
                 self.node_changed(now_ms, node, entry);
                 self.look_for_own_key(now_ms, out);

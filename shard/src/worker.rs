@@ -18,8 +18,7 @@ use banyan_shard_core::log::Failed;
 use banyan_shard_core::room::RoomRead;
 use banyan_shard_core::worker::{self, Input, Output, Read, ReadAnswer};
 use banyan_storage::log_store::{Answered, RoomWrite, SEGMENTS_MAX, Write};
-use banyan_storage::{BoxFuture, Completion, Error, LogStore, Outcome};
-use banyan_storage::{Marks, MemberRow, PAGE_MAX};
+use banyan_storage::{BoxFuture, Completion, Error, LogStore, Marks, Outcome, PAGE_MAX};
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::task::JoinSet;
@@ -591,15 +590,13 @@ async fn read_of(store: Arc<dyn LogStore>, room: RoomId, read: Read) -> (ReadAns
 
 /// A room's own row and all who are or were in it.
 async fn read_room(store: &dyn LogStore, room: RoomId) -> Result<Box<RoomRead>, Error> {
-    let row = store.room_row(room.clone()).await?;
-    let mut members: Vec<(MemberRow, Marks)> = Vec::new();
-    loop {
-        let after = members.last().map(|(row, _)| row.user.clone());
-        let (mut page, more) = store.members(room.clone(), after, PAGE_MAX).await?;
-        let ended = !more || page.is_empty();
+    let first = store.members(room.clone(), None, PAGE_MAX);
+    let (row, (mut members, mut more)) = tokio::try_join!(store.room_row(room.clone()), first)?;
+    while let Some((last, _)) = members.last().filter(|_| more) {
+        let after = last.user.clone();
+        let (mut page, then) = store.members(room.clone(), Some(after), PAGE_MAX).await?;
+        more = then && !page.is_empty();
         members.append(&mut page);
-        if ended {
-            return Ok(Box::new(RoomRead { row, members }));
-        }
     }
+    Ok(Box::new(RoomRead { row, members }))
 }

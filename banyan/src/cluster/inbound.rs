@@ -124,6 +124,7 @@ impl Inbound for Guest {
             NodeMessage::Refused { incarnation } => {
                 Input::Refused { incarnation, witness: self.from.node.clone() }
             }
+            NodeMessage::Wanted { slots } => Input::Wanted { slots },
         });
     }
 

@@ -6,14 +6,14 @@
 //! that came over it, and of its next use after that; what they are told of a slot is the newest epoch that was seen.
 //! Does not: decide who owns what, nor hold what waits for an owner (`banyan-gateway-core` does).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use banyan_gateway::backend::{Backend, NotSent, Shards};
 use banyan_gateway::local::ToWorker;
-use banyan_gateway::worker::{Control, Route, UnknownOwner, Way};
+use banyan_gateway::worker::{Control, Noticed, Route, Way};
 use banyan_proto::id::{Epoch, Incarnation, RoomId, SlotId, UserId};
 use banyan_proto::link::{FromShard, LinkId, ToShard, ToShardBatch};
 use banyan_proto::wire::{Handed, NodeMessage};
@@ -82,9 +82,14 @@ enum News {
     Backend(Backend),
 }
 
-/// A node of which a peer was refused.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Died(pub(crate) Incarnation);
+/// What other nodes are to be told, and this one's own run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum OfOthers {
+    /// Nobody listens any more where this run was.
+    Died(Incarnation),
+    /// Commands wait here for these slots, and the way to their owner is lost.
+    Wanted(Vec<SlotId>),
+}
 
 /// What the switchboard is made of.
 #[derive(Debug)]
@@ -96,9 +101,9 @@ pub(crate) struct Parts {
     /// The inboxes of this process's link ends.
     pub(crate) inboxes: Vec<mpsc::Sender<Vec<FromShard>>>,
     pub(crate) controls: Vec<mpsc::Sender<Control>>,
-    pub(crate) unknown_owners: mpsc::Receiver<UnknownOwner>,
-    /// Who is told of deaths.
-    pub(crate) died: mpsc::Sender<Died>,
+    pub(crate) noticed: mpsc::Receiver<Noticed>,
+    /// Who tells others. Full: all of it can be done without.
+    pub(crate) tell: mpsc::Sender<OfOthers>,
 }
 
 impl Switchboard {
@@ -135,6 +140,7 @@ impl Switchboard {
             run: None,
             peers: BTreeMap::new(),
             backend: None,
+            wanted: BTreeSet::new(),
         };
         (board, upkeep)
     }
@@ -176,9 +182,9 @@ impl Switchboard {
     }
 
     /// To all runs that there are links to.
-    pub(crate) fn tell_all(&self, message: NodeMessage) {
+    pub(crate) fn tell_all(&self, message: &NodeMessage) {
         for link in self.0.table.load().peers.values() {
-            link.try_tell(message).ok();
+            link.try_tell(message.clone()).ok();
         }
     }
 
@@ -318,6 +324,8 @@ pub(crate) struct Upkeep {
     run: Option<Run>,
     peers: BTreeMap<Incarnation, Dialled>,
     backend: Option<Backend>,
+    /// Slots that workers wait for, not told yet.
+    wanted: BTreeSet<SlotId>,
 }
 
 impl Upkeep {
@@ -328,9 +336,7 @@ impl Upkeep {
                 biased;
                 () = stop.cancelled() => break,
                 Some(news) = self.inbox.recv() => self.news(news).await,
-                Some(unknown) = self.parts.unknown_owners.recv() => {
-                    self.learn(unknown.slot, unknown.epoch, Some(unknown.owner));
-                }
+                Some(noticed) = self.parts.noticed.recv() => self.noticed(noticed),
                 Some(event) = self.ring.recv() => self.ring(event),
                 () = changed.notified() => self.look_at_links().await,
             }
@@ -338,12 +344,13 @@ impl Upkeep {
             for _ in 0..GATHER {
                 if let Ok(event) = self.ring.try_recv() {
                     self.ring(event);
-                } else if let Ok(unknown) = self.parts.unknown_owners.try_recv() {
-                    self.learn(unknown.slot, unknown.epoch, Some(unknown.owner));
+                } else if let Ok(noticed) = self.parts.noticed.try_recv() {
+                    self.noticed(noticed);
                 } else {
                     break;
                 }
             }
+            self.tell_wanted();
             self.follow_nodes().await;
             self.publish().await;
         }
@@ -372,6 +379,22 @@ impl Upkeep {
             // A slot's key is never deleted; what the rest says is for runs.
             RingEvent::Watched(Watched::Slot { key: None, .. } | Watched::Target(_) | Watched::Frozen(_))
             | RingEvent::Gone => {}
+        }
+    }
+
+    fn noticed(&mut self, noticed: Noticed) {
+        match noticed {
+            Noticed::Owner { slot, epoch, owner } => self.learn(slot, epoch, Some(owner)),
+            Noticed::Wanted { slot } => {
+                self.wanted.insert(slot);
+            }
+        }
+    }
+
+    fn tell_wanted(&mut self) {
+        if !self.wanted.is_empty() {
+            let wanted = std::mem::take(&mut self.wanted).into_iter().collect();
+            self.parts.tell.try_send(OfOthers::Wanted(wanted)).ok();
         }
     }
 
@@ -419,7 +442,7 @@ impl Upkeep {
             if died {
                 tracing::warn!(node = %peer.node, "nobody listens there any more");
                 // Full: it is a short cut; without it the lease runs out.
-                self.parts.died.try_send(Died(incarnation)).ok();
+                self.parts.tell.try_send(OfOthers::Died(incarnation)).ok();
             }
             if same {
                 continue;

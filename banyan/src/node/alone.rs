@@ -93,7 +93,7 @@ fn routes(owners: &Handle, epoch: Epoch) -> worker::Routes {
         .map(|slot| SlotId(slot as u16))
         .map(|slot| Route { slot, epoch, link: u16::try_from(owners.worker_of_slot(slot)).ok() })
         .collect();
-    worker::Routes { slots, slot_of: slot, links: owners.workers(), ways, known, unknown_owners: None }
+    worker::Routes { slots, slot_of: slot, links: owners.workers(), ways, known, noticed: None }
 }
 
 /// Ends the run before, gives this one its name and an epoch above all earlier ones.

@@ -108,6 +108,9 @@ pub enum Effect {
     /// Somebody has named an ownership that the table does not know (`owner`: only its number was seen): look it up.
     /// Until [`Worker::route_changed`] says who it is, questions for the slot wait.
     Moved { slot: SlotId, epoch: Epoch, owner: Option<Incarnation> },
+    /// Commands wait for this slot, and the way to its owner is lost: whoever takes it had better begin with it. Once for
+    /// each loss.
+    Wanted { slot: SlotId },
 }
 
 /// What came of a token.

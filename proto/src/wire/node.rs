@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use prost::Message as _;
 
-use super::{Error, bound_list, incarnation, incarnation_bytes, messages, number, put};
+use super::{Error, LIST_MAX, bound_list, incarnation, incarnation_bytes, messages, number, put};
 use crate::id::{Epoch, Incarnation, SlotId};
 use crate::node::v1 as wire;
 use crate::node::v1::node_message::Message;
@@ -15,7 +15,7 @@ const HANDED: u32 = 1;
 pub const PART_BYTES: usize = 256 << 10;
 
 /// From node to node, the small things.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum NodeMessage {
     /// Are you there to be handed slots?
     AskReady,
@@ -23,6 +23,8 @@ pub enum NodeMessage {
     Ready,
     /// The sender's connections to that run were reset and new ones refused. A time-out is not that.
     Refused { incarnation: Incarnation },
+    /// Somebody at the sender waits for these slots, and there is no way to an owner of them. At most [`LIST_MAX`].
+    Wanted { slots: Vec<SlotId> },
 }
 
 /// State of the open rooms of a slot, for its next owner. Rooms are opaque here.
@@ -48,6 +50,10 @@ pub fn put_node(message: NodeMessage, frame: &mut Vec<u8>) {
         NodeMessage::AskReady => Message::AskReady(v1::Empty {}),
         NodeMessage::Ready => Message::Ready(v1::Empty {}),
         NodeMessage::Refused { incarnation } => Message::Refused(incarnation_bytes(incarnation)),
+        NodeMessage::Wanted { slots } => {
+            let slots = slots.into_iter().map(|slot| slot.0.into()).collect();
+            Message::Wanted(wire::WantedSlots { slots })
+        }
     };
     put(NODE, &wire::NodeMessage { required: false, message: Some(message) }, frame);
 }
@@ -59,6 +65,13 @@ pub(super) fn read(bytes: &[u8]) -> Result<Option<NodeMessage>, Error> {
         Some(Message::AskReady(_)) => Some(NodeMessage::AskReady),
         Some(Message::Ready(_)) => Some(NodeMessage::Ready),
         Some(Message::Refused(bytes)) => Some(NodeMessage::Refused { incarnation: incarnation(&bytes)? }),
+        Some(Message::Wanted(wanted)) => {
+            if wanted.slots.len() > LIST_MAX {
+                return Err(Error::TooLarge { what: "a list", max: LIST_MAX });
+            }
+            let slots = wanted.slots.into_iter().map(|slot| Ok(SlotId(number("a slot", slot)?)));
+            Some(NodeMessage::Wanted { slots: slots.collect::<Result<_, Error>>()? })
+        }
         None if message.required => return Err(Error::Newer { what: "message of a node" }),
         None => None,
     })
@@ -85,7 +98,7 @@ pub fn put_handed(handed: Handed) -> impl Iterator<Item = Vec<u8>> + Send {
         parts.peek()?;
         let (mut frame, mut messages) = (Vec::new(), 0);
         while let Some(part) = parts.next_if(|part| {
-            messages == 0 || messages < super::LIST_MAX && frame.len() + part.bytes.len() <= PART_BYTES
+            messages == 0 || messages < LIST_MAX && frame.len() + part.bytes.len() <= PART_BYTES
         }) {
             put(HANDED, &part, &mut frame);
             messages += 1;

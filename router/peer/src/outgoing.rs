@@ -117,10 +117,12 @@ impl Link {
         if !self.is_up() {
             return Err(message);
         }
-        self.live.try_send(Said::Node(message)).map_err(|_| {
+        let Ok(permit) = self.live.try_reserve() else {
             metrics::full("node", 1);
-            message
-        })
+            return Err(message);
+        };
+        permit.send(Said::Node(message));
+        Ok(())
     }
 
     /// As [`Self::try_send`], beside live messages.

@@ -95,8 +95,9 @@ async fn owners_notify_ask_witness_and_hand_over() {
     link.try_send(batch(0, vec![notify.clone()]), WORTH).unwrap();
     assert_eq!(owner.takes(1).await[0].1.message, notify);
     let refused = NodeMessage::Refused { incarnation: Incarnation(4) };
-    for message in [NodeMessage::AskReady, NodeMessage::Ready, refused] {
-        link.try_tell(message).unwrap();
+    let wanted = NodeMessage::Wanted { slots: vec![SlotId(3), SlotId(700)] };
+    for message in [NodeMessage::AskReady, NodeMessage::Ready, refused, wanted] {
+        link.try_tell(message.clone()).unwrap();
         assert_eq!(owner.told().await, Told::Node(message));
     }
     let large: Bytes = (0..3_000_000_u32).map(|n| (n * 7) as u8).collect::<Vec<_>>().into();

@@ -28,7 +28,7 @@ struct Slot {
 pub(super) struct Slots {
     all: Vec<Slot>,
     /// Something about them has changed.
-    look: BTreeSet<SlotId>,
+    look: Look,
     deadlines: BTreeSet<(u64, SlotId)>,
     changing: usize,
     /// Of these, handed over.
@@ -44,6 +44,52 @@ pub(super) struct Slots {
     fencing: BTreeMap<Incarnation, BTreeSet<SlotId>>,
 }
 
+/// Slots to be looked at. Those that somebody waits for come first: what is begun first reaches etcd and the store first,
+/// and a node that dies may leave thousands.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+struct Look {
+    first: BTreeSet<SlotId>,
+    then: BTreeSet<SlotId>,
+    /// Whether to be looked at or not.
+    wanted: BTreeSet<SlotId>,
+}
+
+impl Look {
+    fn insert(&mut self, id: SlotId) {
+        if self.wanted.contains(&id) {
+            self.first.insert(id);
+        } else {
+            self.then.insert(id);
+        }
+    }
+
+    fn remove(&mut self, id: SlotId) {
+        self.first.remove(&id);
+        self.then.remove(&id);
+    }
+
+    fn want(&mut self, id: SlotId) {
+        self.wanted.insert(id);
+        if self.then.remove(&id) {
+            self.first.insert(id);
+        }
+    }
+
+    fn pop(&mut self) -> Option<SlotId> {
+        self.first.pop_first().or_else(|| self.then.pop_first())
+    }
+
+    /// Those that somebody waits for, then the others.
+    fn in_order(&self, slots: BTreeSet<SlotId>) -> impl Iterator<Item = SlotId> + use<> {
+        let (first, then): (Vec<_>, Vec<_>) = slots.into_iter().partition(|id| self.wanted.contains(id));
+        first.into_iter().chain(then)
+    }
+
+    fn clear(&mut self) {
+        *self = Self::default();
+    }
+}
+
 impl Slots {
     pub(super) fn new(options: &Options) -> Self {
         let slot = Slot {
@@ -55,7 +101,7 @@ impl Slots {
         };
         Self {
             all: vec![slot; options.slots.get() as usize],
-            look: BTreeSet::new(),
+            look: Look::default(),
             deadlines: BTreeSet::new(),
             changing: 0,
             giving: 0,
@@ -77,11 +123,25 @@ impl Slots {
     }
 
     pub(super) fn look_at_all(&mut self) {
-        self.look = self.ids().collect();
+        for id in self.ids() {
+            self.look.insert(id);
+        }
     }
 
     pub(super) fn next_deadline(&self) -> Option<u64> {
         self.deadlines.first().map(|&(at, _)| at)
+    }
+
+    /// Somebody waits for it.
+    pub(super) fn want(&mut self, id: SlotId) {
+        if usize::from(id.0) < self.all.len() {
+            self.look.want(id);
+        }
+    }
+
+    /// It has another owner: whoever waited finds him, or says so again.
+    pub(super) fn has_moved(&mut self, id: SlotId) {
+        self.look.wanted.remove(&id);
     }
 
     pub(super) fn changing(&self) -> usize {
@@ -227,7 +287,8 @@ impl Node {
         if gone == Ok(true) {
             self.slots.gone.insert(incarnation);
         }
-        for slot in self.slots.asking.remove(&incarnation).unwrap_or_default() {
+        let waiting = self.slots.asking.remove(&incarnation).unwrap_or_default();
+        for slot in self.slots.look.in_order(waiting) {
             self.feed(now_ms, slot, slot_owner::Input::Node { incarnation, gone }, out);
         }
     }
@@ -242,7 +303,8 @@ impl Node {
         if result.is_ok() {
             self.slots.fenced.insert(incarnation);
         }
-        for slot in self.slots.fencing.remove(&incarnation).unwrap_or_default() {
+        let waiting = self.slots.fencing.remove(&incarnation).unwrap_or_default();
+        for slot in self.slots.look.in_order(waiting) {
             self.feed(now_ms, slot, slot_owner::Input::FenceWritten { incarnation, result }, out);
         }
     }
@@ -265,7 +327,7 @@ impl Node {
         self.give_turns(now_ms);
         let (mut ring, limits) = (None, self.options.limits);
         while self.may_change()
-            && let Some(id) = self.slots.look.pop_first()
+            && let Some(id) = self.slots.look.pop()
         {
             self.mark_orphan(now_ms, id);
             match self.wish(now_ms, id, &mut ring) {
@@ -279,7 +341,7 @@ impl Node {
                     // Without an answer it is asked again.
                     self.slots.look_later(id, now_ms + limits.ready_ms);
                 }
-                Wish::Change(_) if self.slots.changing >= limits.slots_in_flight => {
+                Wish::Change(_) if self.slots.changing >= self.most_at_once(id) => {
                     self.slots.look.insert(id);
                     return;
                 }
@@ -294,17 +356,23 @@ impl Node {
                     self.slots.all[usize::from(id.0)].try_at = try_at;
                     self.feed(now_ms, id, input, out);
                     // What it leads to is an input of its own; what ended at once is tried again later.
-                    self.slots.look.remove(&id);
+                    self.slots.look.remove(id);
                     if self.slots.all[usize::from(id.0)].machine.standing() == Standing::Idle {
                         self.slots.look_later(id, try_at);
                     }
                 }
                 Wish::Adjust(input) => {
                     self.feed(now_ms, id, input, out);
-                    self.slots.look.remove(&id);
+                    self.slots.look.remove(id);
                 }
             }
         }
+    }
+
+    /// Those that somebody waits for do not wait for the others, and the others leave the store time to open rooms.
+    fn most_at_once(&self, id: SlotId) -> usize {
+        let limits = &self.options.limits;
+        if self.slots.look.wanted.contains(&id) { limits.wanted_in_flight } else { limits.slots_in_flight }
     }
 
     /// How many more slots may be handed over at once.
@@ -324,7 +392,9 @@ impl Node {
             let takes = self.ready.get(heir).map_or(0, |ready| ready.takes(now_ms, ready_ms));
             // One to ask with, if it takes none.
             for _ in 0..takes.clamp(1, free) {
-                self.slots.look.extend(waiting.pop_first());
+                if let Some(id) = waiting.pop_first() {
+                    self.slots.look.insert(id);
+                }
             }
             !waiting.is_empty()
         });

@@ -71,6 +71,8 @@ struct World {
     spoke: BTreeMap<(SlotId, Epoch), Incarnation>,
     next_incarnation: u128,
     faults: bool,
+    /// Gateways say which slots they wait for.
+    wishes: bool,
     seen: Coverage,
 }
 
@@ -127,6 +129,7 @@ impl World {
             spoke: BTreeMap::new(),
             next_incarnation: 1,
             faults,
+            wishes: false,
             seen: Coverage::default(),
         }
     }
@@ -603,6 +606,13 @@ impl World {
                 self.pass_time(by);
             }
             18 if self.dice.one_in(12) => self.fault(&running),
+            19 if self.wishes && !running.is_empty() => {
+                let run = running[self.dice.roll(running.len())];
+                let slots = self.slots.get() as usize;
+                let slots =
+                    (0..1 + self.dice.roll(3)).map(|_| SlotId(self.dice.roll(slots) as u16)).collect();
+                self.input(run, Input::Wanted { slots });
+            }
             _ => {}
         }
     }
@@ -1053,6 +1063,7 @@ fn an_account_says_what_a_slot_waits_for() {
 /// speakers; and when the faults end, every slot is served again.
 fn weather(seed: u64) -> Coverage {
     let mut world = World::new(seed, 8, true);
+    world.wishes = seed.is_multiple_of(2);
     for name in ["a", "b", "c"] {
         world.start(name);
     }
@@ -1189,6 +1200,8 @@ fn while_many_slots_are_taken_none_is_handed_over() {
     world.calm(8_000);
     assert_eq!((world.served_by(a), world.served_by(b)), (256, 256));
     world.kill(b);
+    // Somebody waits for each of them.
+    world.input(a, Input::Wanted { slots: (0..512).map(SlotId).collect() });
     let mut held = world.calm_but_for_puts_of(a, 4_000);
     assert!(held.len() >= 256, "they are being taken: {}", held.len());
     let c = world.start("c");
@@ -1198,6 +1211,74 @@ fn while_many_slots_are_taken_none_is_handed_over() {
     world.calm(8_000);
     world.assert_settled();
     assert_eq!((world.served_by(a), world.served_by(c)), (256, 256));
+}
+
+#[test]
+fn slots_that_somebody_waits_for_are_taken_first() {
+    let mut world = World::new(14, 2_048, false);
+    let [a, b] = ["a", "b"].map(|name| world.start(name));
+    world.calm(20_000);
+    world.assert_settled();
+    let slots = (0..2_048).map(SlotId);
+    let of_b = |slot: &SlotId| {
+        let owner = world.runs[b].node.slot(*slot).map(slot_owner::Ownership::standing);
+        matches!(owner, Some(slot_owner::Standing::Serving(_)))
+    };
+    let of_b: Vec<SlotId> = slots.filter(of_b).collect();
+    let limits = Limits::default();
+    assert!(
+        of_b.len() > limits.wanted_in_flight + limits.slots_in_flight,
+        "more than go at once: {}",
+        of_b.len()
+    );
+    let (others, last) = of_b.split_at(of_b.len() - 3);
+    world.kill(b);
+    // Also what is no slot, and what this node serves.
+    let mine = (0..2_048).map(SlotId).find(|slot| !of_b.contains(slot)).unwrap();
+    world.input(a, Input::Wanted { slots: vec![SlotId(u16::MAX), mine, last[2], last[0]] });
+    let mut claimed = Vec::new();
+    let end = world.now + 6_000;
+    while world.now < end {
+        while let Some((run, action)) = world.requests.pop_front() {
+            if let Action::Slot { slot, action: SlotAction::Cas { .. } } = action {
+                claimed.push(slot);
+                // While the first are on their way: before all that are not begun.
+                if claimed.len() == 3 {
+                    world.input(a, Input::Wanted { slots: vec![last[1]] });
+                }
+            }
+            world.answer(run, action);
+        }
+        if !world.deliver(a) {
+            world.barriers();
+            world.pass_time(10);
+        }
+    }
+    world.assert_settled();
+    assert_eq!(claimed.len(), of_b.len());
+    assert_eq!((claimed[..2].to_vec(), claimed[2]), (vec![last[0], last[2]], others[0]));
+    let third = claimed.iter().position(|slot| *slot == last[1]).unwrap();
+    assert_eq!(third, limits.slots_in_flight);
+    // They have moved: nobody waits any more.
+    let c = world.start("c");
+    world.calm(20_000);
+    world.kill(c);
+    let mut first = None;
+    let end = world.now + 6_000;
+    while world.now < end {
+        while let Some((run, action)) = world.requests.pop_front() {
+            if let Action::Slot { slot, action: SlotAction::Cas { .. } } = action {
+                first.get_or_insert(slot);
+            }
+            world.answer(run, action);
+        }
+        if !world.deliver(a) {
+            world.barriers();
+            world.pass_time(10);
+        }
+    }
+    assert!(first.is_some_and(|first| first < last[0]), "{first:?}");
+    world.assert_settled();
 }
 
 #[test]

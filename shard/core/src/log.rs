@@ -72,8 +72,11 @@ pub enum Opening {
     HandedOver,
     /// The same, and this is what it knew (3a–c).
     Passed(Box<Handed>),
-    /// To answer reads only, if the room was closed in good order.
-    ReadOnly,
+    /// To answer reads only, if the room was closed in good order; else in full (`again`: as in [`Opening::Again`]), from what
+    /// has been read by then.
+    ReadOnly {
+        again: bool,
+    },
 }
 
 /// What an owner that hands a slot over knows of the log of a room that it had open in full.
@@ -145,8 +148,6 @@ pub enum Action {
     },
     /// Opened in full: there is no record of such a room, and nothing was written.
     Absent,
-    /// Not closed in good order, or not at all: it takes [`Opening::Full`].
-    CannotReadOpen,
     /// Definite, and nothing is under way: it may be opened again.
     OpenFailed(NotOpened),
     /// The rows are stored and, behind a barrier, the derived rows of the batch.
@@ -208,7 +209,9 @@ struct RowsWrite {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Phase {
     Closed,
-    ReadsSaid,
+    ReadsSaid {
+        again: bool,
+    },
     ReadsSegments(Reading),
     ReadsTail(Reading),
     /// Something was missing: from 3a again.
@@ -250,7 +253,13 @@ enum How {
     Full,
     Again,
     HandedOver,
-    ReadOnly(Said),
+    ReadOnly { said: Said, again: bool },
+}
+
+impl How {
+    const fn in_full(again: bool) -> Self {
+        if again { Self::Again } else { Self::Full }
+    }
 }
 
 impl Log {
@@ -279,11 +288,14 @@ impl Log {
     /// Applies one input and pushes what must be done onto `out`.
     pub fn handle(&mut self, now: Now, input: Input, out: &mut Actions) {
         match (input, self.phase) {
-            (Input::Said(said), Phase::ReadsSaid) => match said {
-                Ok(Some(said)) => self.read_segments(Reading { how: How::ReadOnly(said), tries: 0 }, out),
-                Ok(None) => self.cannot_read_open(out),
-                Err(Failed) => self.open_failed(NotOpened::Read, out),
-            },
+            (Input::Said(said), Phase::ReadsSaid { again }) => {
+                let how = match said {
+                    Ok(Some(said)) => How::ReadOnly { said, again },
+                    Ok(None) => How::in_full(again),
+                    Err(Failed) => return self.open_failed(NotOpened::Read, out),
+                };
+                self.read_segments(Reading { how, tries: 0 }, out);
+            }
             (Input::Segments(records), Phase::ReadsSegments(reading)) => match records {
                 Ok(records) => self.segments_read(now, reading, records, out),
                 Err(Failed) => self.open_failed(NotOpened::Read, out),

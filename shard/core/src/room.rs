@@ -242,8 +242,6 @@ pub struct Room {
     phase: Phase,
     /// As what `state` may be used. `None` until it was opened.
     grade: Option<Grade>,
-    /// What `said` names is not where the log ends.
-    cannot_read_open: bool,
     /// Links wait for the head, and the last try to open the room failed.
     reopen_at_ms: Option<u64>,
     /// The slot is to move: nothing is admitted.
@@ -369,7 +367,6 @@ impl Room {
             start,
             phase: Phase::Rest,
             grade: None,
-            cannot_read_open: false,
             reopen_at_ms: None,
             leaving: false,
             state: None,

@@ -1,7 +1,8 @@
 //! Derived rows: rooms, members, rooms of a user.
 //!
 //! Always holds: a row's timestamp is the seq that changed it, so arrival in any order ends alike. A row of `members` without a name is
-//! only marks, and nobody's.
+//! only marks, and nobody's. A member's row is complete when the room names its shard, too: most rooms have members in a few of the 64
+//! shards, and who opens thousands of rooms must not look for nobody in all the others.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -24,7 +25,7 @@ const WRITES_AT_ONCE: usize = 32;
 /// Rows of one partition in one batch: far below what servers warn of.
 const BATCH_MEMBERS: usize = 64;
 /// Partitions asked for by one request.
-const SHARDS_A_REQUEST: i32 = 16;
+const SHARDS_A_REQUEST: usize = 16;
 
 type Pairs = Vec<(i64, i64)>;
 
@@ -104,6 +105,9 @@ impl Inner {
             requests
                 .extend(members.chunks(BATCH_MEMBERS).map(|chunk| Request::Members(*shard, chunk.to_vec())));
         }
+        if !by_shard.is_empty() {
+            requests.push(Request::Shards(by_shard.keys().copied().collect()));
+        }
         requests.extend(derived.members.iter().map(Request::UserRoom));
         let requests: Vec<_> = requests.into_iter().map(|request| self.put_one(room, request)).collect();
         let mut outcomes = stream::iter(requests).buffer_unordered(WRITES_AT_ONCE);
@@ -139,6 +143,10 @@ impl Inner {
                     room.as_str(),
                 );
                 self.execute(Kind::Derived, &statements.put_room, values).await.map(drop)
+            }
+            Request::Shards(shards) => {
+                let values = (shards, room.as_str());
+                self.execute(Kind::Derived, &statements.put_shards, values).await.map(drop)
             }
             Request::UserRoom(row) => {
                 let values = (ordered(row.changed.0), i32::from(row.role), row.user.as_str(), room.as_str());
@@ -218,7 +226,7 @@ impl Inner {
         row.map_or(Ok(None), Stored::member)
     }
 
-    /// The lowest users of all partitions. Each gives some at first, and more when it has run out.
+    /// The lowest users of all partitions that have any. Each gives some at first, and more when it has run out.
     pub(crate) async fn members(
         &self,
         room: &RoomId,
@@ -229,10 +237,9 @@ impl Inner {
         let after = after.as_ref().map_or("", UserId::as_str);
         // One more than the page: whether there is more. Twice the even share: most partitions are asked once.
         let step = (2 * (limit + 1)).div_ceil(SHARDS.unsigned_abs() as usize) + 4;
-        let groups = (0..SHARDS).step_by(SHARDS_A_REQUEST.unsigned_abs() as usize).map(|first| {
-            let shards: Vec<_> = (first..first + SHARDS_A_REQUEST).collect();
-            self.members_of_shards(room, shards, after, step)
-        });
+        let shards = self.shards(room).await?;
+        let groups =
+            shards.chunks(SHARDS_A_REQUEST).map(|shards| self.members_of_shards(room, shards, after, step));
         let mut sources: Vec<_> = try_join_all(groups).await?.into_iter().flatten().collect();
         let mut page = Vec::new();
         loop {
@@ -252,18 +259,30 @@ impl Inner {
         }
     }
 
+    async fn shards(&self, room: &RoomId) -> Result<Vec<i32>, Error> {
+        let found = self.read(MEMBERS, &self.statements.shards, (room.as_str(),)).await?;
+        let shards = found
+            .maybe_first_row::<(Option<Vec<i32>>,)>()
+            .map_err(|error| Error::Corrupt(format!("rooms: {error}")))?;
+        let shards = shards.and_then(|(shards,)| shards).unwrap_or_default();
+        match shards.iter().all(|shard| (0..SHARDS).contains(shard)) {
+            true => Ok(shards),
+            false => Err(malformed("rooms: shards")),
+        }
+    }
+
     async fn members_of_shards(
         &self,
         room: &RoomId,
-        shards: Vec<i32>,
+        shards: &[i32],
         after: &str,
         step: usize,
     ) -> Result<Vec<Source>, Error> {
         let limit = i32::try_from(step).unwrap_or(i32::MAX);
         let statement = &self.statements.members_of_shards;
-        let found = self.read(MEMBERS, statement, (room.as_str(), &shards, after, limit)).await?;
+        let found = self.read(MEMBERS, statement, (room.as_str(), shards, after, limit)).await?;
         let of = |shard| Source { shard, rows: VecDeque::new(), at: after.to_owned(), more: false };
-        let mut sources: Vec<_> = shards.into_iter().map(of).collect();
+        let mut sources: Vec<_> = shards.iter().copied().map(of).collect();
         let mut counts = vec![0; sources.len()];
         for row in found.rows::<Stored>().map_err(corrupt(MEMBERS))? {
             let row = row.map_err(corrupt_row(MEMBERS))?;
@@ -333,6 +352,7 @@ impl Inner {
 enum Request<'a> {
     Room(&'a RoomRow),
     Members(i32, Vec<&'a MemberRow>),
+    Shards(Vec<i32>),
     UserRoom(&'a MemberRow),
 }
 

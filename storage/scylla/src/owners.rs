@@ -1,9 +1,8 @@
 //! Who has owned each slot: the rows of `slot_owners`, and requests about them that go together.
 //!
-//! When a node dies its slots, hundreds of them, are registered at once. 64 slots share a partition, and what is asked of one partition
+//! When a node dies its slots, hundreds of them, are registered at once. 512 slots share a partition, and what is asked of one partition
 //! while a request to it is under way goes into the next: a takeover is then so many requests as there are round trips, not as there
-//! are slots.
-//!
+//! are slots. With fewer slots in a partition there are more requests at once, and a request costs the servers far more than a row.
 //!
 //! Registration looks for open rows, and for rows at its epoch or above. So closed rows below one that this process had put at a quorum
 //! before it read them are of no more use to it: it reads none of them again ([`Known::floor`]), and all but the newest [`KEPT`] of them
@@ -32,10 +31,11 @@ use crate::metrics::Kind;
 use crate::store::{Inner, corrupt, corrupt_row};
 
 /// Of one partition.
-const SLOTS: u16 = 64;
+const SLOTS: u16 = 512;
 
-/// In one request: two rows each, which is less than what servers call a large batch.
-const TOGETHER: usize = 32;
+/// In one request: two rows each, which is less than what servers call a large batch (5 KiB), and fewer keys than ScyllaDB takes in
+/// one read (100).
+const TOGETHER: usize = 48;
 
 /// A slot's row, and the one that it closes.
 pub(crate) type Put = (SlotId, SlotOwner, Option<(Epoch, Incarnation)>);
@@ -293,11 +293,11 @@ mod tests {
         assert!(!ask(2) && !ask(3), "one is at it");
         assert!(lanes.put(8, Asked { question: 9, answer: oneshot::channel().0 }), "another partition");
         assert_eq!(next(), [2, 3]);
-        for question in 0..40 {
+        for question in 0..60 {
             assert!(!ask(question));
         }
         assert_eq!(next().len(), TOGETHER);
-        assert_eq!(next().last(), Some(&39));
+        assert_eq!(next().last(), Some(&59));
         assert!(next().is_empty(), "that ends it");
         assert!(ask(5), "and the next one begins anew");
     }

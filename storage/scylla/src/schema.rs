@@ -107,15 +107,16 @@ const VERSIONS: &[Version] = &[Version {
         "CREATE TABLE IF NOT EXISTS {ks}.incarnations (
     k int, incarnation blob, node text,
     PRIMARY KEY ((k), incarnation))",
-        // 64 slots in a partition (`slots` is slot / 64): a node's death has hundreds of them registered at once.
+        // 512 slots in a partition (`slots` is slot / 512): a node's death has hundreds of them registered at once.
         "CREATE TABLE IF NOT EXISTS {ks}.slot_owners (
     slots int, slot int, epoch bigint, incarnation blob, closed boolean,
     PRIMARY KEY ((slots), slot, epoch, incarnation))",
-        // `said` is epoch, part, head, n: one cell, never a mixture of two.
+        // `said` is epoch, part, head, n: one cell, never a mixture of two. `shards`: of `members`, those where there are any; it
+        // only grows.
         "CREATE TABLE IF NOT EXISTS {ks}.rooms (
     chat_id text PRIMARY KEY,
     log bigint, kind int, public boolean, lazy boolean, name text, created_at bigint, floor bigint, changed bigint,
-    said frozen<tuple<bigint, bigint, bigint, bigint>>)",
+    said frozen<tuple<bigint, bigint, bigint, bigint>>, shards set<int>)",
         // `left_seq` is -1 for a member.
         "CREATE TABLE IF NOT EXISTS {ks}.members (
     chat_id text, shard int, user_id text,

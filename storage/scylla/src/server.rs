@@ -114,6 +114,11 @@ impl Server {
         let tls = options.tls.as_ref().map(Tls::config).transpose().map_err(ConnectError::Tls)?;
         let session = loop {
             match Box::pin(builder(&options, tls.clone()).build()).await {
+                Ok(session) if data_centres(&session).is_empty() => {
+                    // The driver goes on with the names that it was given if the tables of the servers cannot be read.
+                    let why = "a server answered, and did not say which servers there are";
+                    patience.wait(why.to_owned(), &mut waiting).await?;
+                }
                 Ok(session) => break Arc::new(session),
                 Err(error) => {
                     if let Some(why) = login_refused(&error) {
@@ -504,15 +509,18 @@ fn tls_refused(error: &NewSessionError) -> Option<String> {
     text.find(ALERT).map(|at| text[at..].to_owned())
 }
 
-fn data_centre(session: &Session, wanted: Option<&str>) -> Result<String, ConnectError> {
+fn data_centres(session: &Session) -> BTreeSet<String> {
     let state = session.get_cluster_state();
-    let there: BTreeSet<_> =
-        state.get_nodes_info().iter().filter_map(|node| node.datacenter.as_deref()).collect();
-    let names = || there.iter().copied().collect::<Vec<_>>().join(", ");
+    state.get_nodes_info().iter().filter_map(|node| node.datacenter.clone()).collect()
+}
+
+fn data_centre(session: &Session, wanted: Option<&str>) -> Result<String, ConnectError> {
+    let there = data_centres(session);
+    let names = || there.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
     match (wanted, there.first()) {
         (Some(wanted), _) if there.contains(wanted) => Ok(wanted.to_owned()),
         (Some(wanted), _) => Err(ConnectError::DataCentre { wanted: wanted.to_owned(), there: names() }),
-        (None, Some(only)) if there.len() == 1 => Ok((*only).to_owned()),
+        (None, Some(only)) if there.len() == 1 => Ok(only.clone()),
         (None, _) => Err(ConnectError::WhichDataCentre { there: names() }),
     }
 }

@@ -115,6 +115,8 @@ statements! {
     put_said: once = "UPDATE {ks}.rooms SET said = ? WHERE chat_id = ?";
     put_room: again = "UPDATE {ks}.rooms USING TIMESTAMP ? SET log = ?, kind = ?, public = ?, lazy = ?, name = ?, created_at = ?, floor = ?, changed = ?
         WHERE chat_id = ?";
+    /// Whoever adds what is there changes nothing, in whatever order.
+    put_shards: again = "UPDATE {ks}.rooms USING TIMESTAMP 1 SET shards = shards + ? WHERE chat_id = ?";
     put_member: again = "UPDATE {ks}.members USING TIMESTAMP ? SET name = ?, role = ?, joined_seq = ?, left_seq = ?, out = ?, changed = ?
         WHERE chat_id = ? AND shard = ? AND user_id = ?";
     put_user_room: again = "UPDATE {ks}.user_rooms USING TIMESTAMP ? SET role = ? WHERE user_id = ? AND chat_id = ?";
@@ -131,6 +133,7 @@ statements! {
         WHERE chat_id = ? LIMIT ?";
     said: read = "SELECT said FROM {ks}.rooms WHERE chat_id = ?";
     room: read = "SELECT log, kind, public, lazy, name, created_at, floor, changed FROM {ks}.rooms WHERE chat_id = ?";
+    shards: read = "SELECT shards FROM {ks}.rooms WHERE chat_id = ?";
     member: read = "SELECT user_id, name, role, joined_seq, left_seq, out, changed, delivered, seen, seen_n FROM {ks}.members
         WHERE chat_id = ? AND shard = ? AND user_id = ?";
     members_of_shard: read = "SELECT user_id, name, role, joined_seq, left_seq, out, changed, delivered, seen, seen_n FROM {ks}.members

@@ -98,6 +98,8 @@ pub struct Room {
     pub counted: Seq,
     /// Only for a planted bug: opened before the slot was owned.
     pub early: bool,
+    /// It was to be opened for reads only.
+    pub for_reads: bool,
 }
 
 /// See the module's text.
@@ -361,7 +363,7 @@ impl Turn<'_> {
             Input::Prefetch { key } => {
                 let tenure =
                     Tenure { epoch: Epoch(key.epoch.0 + 1), incarnation: self.node.peer.incarnation };
-                self.new_room(tenure, log::Opening::ReadOnly, 0);
+                self.new_room(tenure, log::Opening::ReadOnly { again: false }, 0);
                 if let Some(room) = self.node.room.as_deref_mut() {
                     room.early = true;
                 }
@@ -577,7 +579,8 @@ impl Turn<'_> {
                 self.asks.push(Ask::Cover("opens a room that was open there"));
                 (log::Opening::HandedOver, 0)
             }
-            Start::Full | Start::Again if read_only => (log::Opening::ReadOnly, 0),
+            Start::Full if read_only => (log::Opening::ReadOnly { again: false }, 0),
+            Start::Again if read_only => (log::Opening::ReadOnly { again: true }, 0),
             Start::Again => {
                 self.asks.push(Ask::Cover("goes on in its own segment"));
                 (log::Opening::Again, 0)
@@ -601,6 +604,7 @@ impl Turn<'_> {
 
     fn new_room(&mut self, tenure: Tenure, how: log::Opening, entries: u32) {
         let opening = self.node.openings;
+        let for_reads = matches!(how, log::Opening::ReadOnly { .. });
         self.node.openings += 1;
         let mut log = Log::new(tenure, opening, LogId(tenure.epoch.0), Arc::clone(&self.universe.limits));
         let mut out = log::Actions::new();
@@ -617,6 +621,7 @@ impl Turn<'_> {
             members: false,
             counted: Seq(0),
             early: false,
+            for_reads,
         }));
         self.log_actions(out);
     }
@@ -714,6 +719,10 @@ impl Turn<'_> {
         use log::Action;
         for action in actions {
             let Some(room) = self.node.room.as_deref_mut() else { return };
+            if room.early && matches!(action, Action::Write { .. } | Action::Opened { .. } | Action::Absent) {
+                // Not even who has the bug opens it in full so early.
+                return self.drop_room();
+            }
             match action {
                 Action::ReadSegments => self.begin(Reading::Segments),
                 Action::ReadSaid => self.begin(Reading::Said),
@@ -732,6 +741,9 @@ impl Turn<'_> {
                 }
                 Action::Opened { rows } => {
                     self.asks.push(Ask::Cover("opened in full"));
+                    if room.for_reads {
+                        self.asks.push(Ask::Cover("cannot be opened for reads"));
+                    }
                     self.opened(&rows);
                 }
                 Action::ReadOpened { rows } => {
@@ -739,16 +751,6 @@ impl Turn<'_> {
                     self.opened(&rows);
                 }
                 Action::Absent => self.opened(&[]),
-                Action::CannotReadOpen => {
-                    self.asks.push(Ask::Cover("cannot be opened for reads"));
-                    if room.early {
-                        self.drop_room();
-                        return;
-                    }
-                    let mut out = log::Actions::new();
-                    room.log.open(now(), log::Opening::Full, &mut out);
-                    self.log_actions(out);
-                }
                 Action::OpenFailed(log::NotOpened::Superseded) => {
                     self.asks.push(Ask::Cover("finds a later owner's record"));
                     self.drop_room();

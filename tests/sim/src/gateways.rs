@@ -324,6 +324,7 @@ impl World {
                         }
                     }
                     Effect::Moved { slot, epoch, owner } => self.gateway_moved(number, slot, epoch, owner),
+                    Effect::Wanted { slot } => self.want(slot),
                     // No login ends in these worlds, and none is looked up by turns.
                     Effect::CheckLogin { .. } => {}
                 }

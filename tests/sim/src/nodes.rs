@@ -90,10 +90,20 @@ pub enum RingTag {
 /// From node to node.
 #[derive(Debug)]
 pub enum PeerMessage {
-    State { slot: u16, epoch: Epoch, complete: bool, rooms: Vec<HandedRoom> },
-    Notify { user: UserId, push: Arc<v1::server_frame::Body> },
+    State {
+        slot: u16,
+        epoch: Epoch,
+        complete: bool,
+        rooms: Vec<HandedRoom>,
+    },
+    Notify {
+        user: UserId,
+        push: Arc<v1::server_frame::Body>,
+    },
     AskReady(Peer),
     Ready(Peer),
+    /// What a gateway says.
+    Wanted(SlotId),
 }
 
 /// The router of a node run, and what its shell keeps for it.
@@ -674,6 +684,19 @@ impl World {
         self.schedule.after(delay, Event::Peer { from, to, run, message: Box::new(message) });
     }
 
+    /// A gateway's clients wait for a slot: every run that lives is told, sooner or later.
+    pub fn want(&mut self, slot: SlotId) {
+        for to in 0..self.nodes.len() as u8 {
+            let process = &self.nodes[usize::from(to)].process;
+            if process.up {
+                let run = process.run;
+                let delay = self.link_delay();
+                let message = Box::new(PeerMessage::Wanted(slot));
+                self.schedule.after(delay, Event::Peer { from: to, to, run, message });
+            }
+        }
+    }
+
     pub fn peer_message(&mut self, number: u8, message: PeerMessage) {
         if !self.nodes[usize::from(number)].process.up {
             return;
@@ -685,6 +708,7 @@ impl World {
             }
             PeerMessage::AskReady(by) => self.router(number, node::Input::ReadyAsked { by }),
             PeerMessage::Ready(by) => self.router(number, node::Input::Ready { incarnation: by.incarnation }),
+            PeerMessage::Wanted(slot) => self.router(number, node::Input::Wanted { slots: vec![slot] }),
             PeerMessage::Notify { user, push } => {
                 // No gateway has this number.
                 let link = LinkId(u32::MAX);

@@ -81,16 +81,16 @@ struct Arguments {
     /// Subscribed connections, each to all rooms
     #[arg(long, default_value_t = 4)]
     subscribers: usize,
-    /// Sends a second of all senders together
-    #[arg(long, default_value_t = 100.0)]
-    rate: f64,
+    /// Sends a second of all senders together [default: 100; 50 with --bench-join]
+    #[arg(long)]
+    rate: Option<f64>,
     /// Seconds that a frozen process stays so
     #[arg(long, default_value_t = 20)]
     freeze: u64,
     /// Nodes that join, and leave again
     #[arg(long, default_value_t = 3)]
     joiners: usize,
-    /// Shows what a join costs: three shards and three gateways behind HAProxy, 2,000 clients in 1,000 rooms, 200 sends/s;
+    /// Shows what a join costs: three shards and three gateways behind HAProxy, 2,000 clients in 1,000 rooms;
     /// two shards join. The numbers of nodes, rooms, clients and joiners above do not count then
     #[arg(long, conflicts_with_all = ["minutes", "nemesis"])]
     bench_join: bool,
@@ -119,7 +119,8 @@ async fn main() -> ExitCode {
 }
 
 async fn chaos(arguments: Arguments) -> anyhow::Result<bool> {
-    ensure!(arguments.rate > 0.0 && arguments.rate <= 200.0, "--rate is above 0 and at most 200");
+    let rate = arguments.rate.unwrap_or(100.0);
+    ensure!(rate > 0.0 && rate <= 200.0, "--rate is above 0 and at most 200");
     let seed = arguments.seed.unwrap_or_else(|| u64::from(std::process::id()) * 0x9e37_79b9);
     if arguments.bench_cost {
         return bench_cost(&arguments, seed).await;
@@ -164,7 +165,7 @@ async fn chaos(arguments: Arguments) -> anyhow::Result<bool> {
         senders: arguments.senders.unwrap_or(12),
         subscribers: arguments.subscribers,
         one_room_each: false,
-        sends_per_s: arguments.rate,
+        sends_per_s: rate,
         nemeses,
         minutes: arguments.minutes,
         times: arguments.times.unwrap_or(1),
@@ -175,7 +176,8 @@ async fn chaos(arguments: Arguments) -> anyhow::Result<bool> {
     if arguments.bench_join {
         (options.apart, options.one_room_each) = (true, true);
         (options.rooms, options.senders, options.subscribers) = (1_000, 1_000, 1_000);
-        (options.sends_per_s, options.quiet) = (200.0, Duration::from_secs(20));
+        // Beside three CQL servers two cores are at their end with 200/s: then waiting for a processor is what is measured.
+        (options.sends_per_s, options.quiet) = (arguments.rate.unwrap_or(50.0), Duration::from_secs(20));
         (options.nodes, options.lengths.joiners, options.nemeses) = (3, 2, vec![Nemesis::Join]);
     }
     let directory = match &arguments.resume {
@@ -222,7 +224,7 @@ async fn bench_cost(arguments: &Arguments, seed: u64) -> anyhow::Result<bool> {
         length: Duration::from_secs(8),
         warm_up: Duration::from_secs(2),
         senders: arguments.senders.unwrap_or(8),
-        rate: arguments.rate,
+        rate: arguments.rate.unwrap_or(100.0),
         rooms: arguments.rooms,
         seed,
     };

@@ -6,6 +6,7 @@
 //! Always holds: a sender has at most [`WINDOW`] sends open; what a client did and was told is recorded.
 //! Does not: judge (`banyan-checker`), measure or kill by its own will: it tells an [`Observer`], as the driver's trigger.
 
+use super::SETTLE_LIMIT;
 use super::client::{ConnectError, Connection, PATIENCE, User};
 use super::recorder::{self, Recorder};
 use crate::random::Random;
@@ -339,12 +340,16 @@ impl Sender {
         Open { index, tries: 0, not_before: now, asked: now }
     }
 
-    /// One of up to 20 sends that were acked at any time, to be asked again with the `since` of their first try.
+    /// One of up to 20 sends that were acked at any time, to be asked again with the `since` of their first try. Of clients
+    /// that send seldom, as many as half the time takes that they may settle.
     fn next_sample(&mut self) -> Option<usize> {
         if self.again.is_none() {
             let n = self.wanted.len() as u64;
-            let mut chosen: Vec<usize> =
-                (0..20.min(n)).filter_map(|_| usize::try_from(self.random.below(n)).ok()).collect();
+            let pace = self.manner.pace.unwrap_or(Duration::from_millis(1));
+            let most = (SETTLE_LIMIT / 2).as_micros() / pace.as_micros().max(1);
+            let mut chosen: Vec<usize> = (0..n.min(most.clamp(1, 20) as u64))
+                .filter_map(|_| usize::try_from(self.random.below(n)).ok())
+                .collect();
             chosen.retain(|index| self.wanted[*index].acked);
             chosen.sort_unstable();
             chosen.dedup();

@@ -54,6 +54,8 @@ pub(super) struct Slot {
     restate: bool,
     /// It stands in the list of slots that something waits in.
     waits: bool,
+    /// There is an owner and no way to it.
+    lost: Lost,
     /// Nothing is offered before this.
     retry_at: u64,
     /// Since when whoever was asked has refused, as far as `retry_at` is not long past.
@@ -65,6 +67,15 @@ pub(super) struct Slot {
     users: Vec<u32>,
     /// Wait for an owner, or for it to take them.
     held: Vec<Held>,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum Lost {
+    #[default]
+    No,
+    Unsaid,
+    /// [`Effect::Wanted`].
+    Said,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -237,6 +248,7 @@ impl Worker {
         }
         let entry = self.routes.at(slot);
         entry.link = None;
+        entry.lost = if link.is_some() { Lost::No } else { Lost::Unsaid };
         entry.changed_at = now.ms;
         self.owner_gone(now, slot);
         let Some(link) = link else { return };
@@ -256,6 +268,7 @@ impl Worker {
             let entry = self.routes.at(slot);
             if entry.link == Some(link) {
                 entry.link = None;
+                entry.lost = Lost::Unsaid;
                 entry.changed_at = now.ms;
                 self.owner_gone(now, slot);
             }
@@ -438,6 +451,16 @@ impl Worker {
         entry.open = false;
         let at = if entry.link.is_some() { entry.retry_at.max(now.ms + AGAIN_MS).min(until) } else { until };
         self.wait(slot, at.max(now.ms + 1));
+        self.want(slot);
+    }
+
+    /// Says that commands wait for a slot that has no owner any more. Pages do not count: their cursors come again.
+    fn want(&mut self, slot: u16) {
+        let entry = self.routes.at(slot);
+        if entry.lost == Lost::Unsaid && entry.held.iter().any(|held| held.bytes > 0) {
+            entry.lost = Lost::Said;
+            self.effects.push(Effect::Wanted { slot: SlotId(slot) });
+        }
     }
 
     fn wait(&mut self, slot: u16, at: u64) {
@@ -480,6 +503,7 @@ impl Worker {
         if let Some(until) = entry.held.iter().map(|held| held.until).min() {
             self.wait(slot, until.max(now.ms + 1));
         }
+        self.want(slot);
     }
 
     /// Takes back what stands in a link's queue (of one slot, or all): it has not been handed to anybody.
@@ -643,6 +667,7 @@ impl Worker {
         self.raise(slot, epoch);
         let entry = self.routes.at(slot);
         entry.link = None;
+        entry.lost = Lost::No;
         entry.changed_at = now.ms;
         self.effects.push(Effect::Moved { slot: SlotId(slot), epoch, owner });
     }

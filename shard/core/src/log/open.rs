@@ -1,7 +1,8 @@
 //! Opening a log after somebody else: what was written is read, its end written again, the own record put behind it.
 //!
 //! Always holds (DESIGN.md, section 5): rule 3, step by step; what must be there and is not is looked for again, and is
-//! damage in the end; who opens for reads only writes nothing.
+//! damage in the end; who opens for reads only writes nothing, and finds either that the log ends where its last owner
+//! said, or opens it in full.
 
 use std::sync::Arc;
 
@@ -35,8 +36,8 @@ impl Log {
                 (self.chain, self.head, self.n, self.bytes) = (chain, head, n, bytes);
                 self.write_own_record(now, false, out);
             }
-            Opening::ReadOnly => {
-                self.phase = Phase::ReadsSaid;
+            Opening::ReadOnly { again } => {
+                self.phase = Phase::ReadsSaid { again };
                 out.push(Action::ReadSaid);
             }
         }
@@ -54,21 +55,16 @@ impl Log {
         out.push(Action::OpenFailed(why));
     }
 
-    pub(super) fn cannot_read_open(&mut self, out: &mut Actions) {
-        self.close();
-        out.push(Action::CannotReadOpen);
-    }
-
     pub(super) fn read_segments(&mut self, reading: Reading, out: &mut Actions) {
         self.tail = Vec::new();
         self.phase = Phase::ReadsSegments(reading);
         out.push(Action::ReadSegments);
     }
 
-    /// Something that must be there was not seen. Who opens for reads only does not insist.
+    /// Something that must be there was not seen. Who opens for reads only opens in full instead.
     pub(super) fn read_again(&mut self, now: Now, reading: Reading, after: Seq, out: &mut Actions) {
-        if matches!(reading.how, How::ReadOnly(_)) {
-            return self.cannot_read_open(out);
+        if let How::ReadOnly { again, .. } = reading.how {
+            return self.read_segments(Reading { how: How::in_full(again), tries: 0 }, out);
         }
         let tries = reading.tries + 1;
         if tries > REREADS_MAX {
@@ -83,14 +79,11 @@ impl Log {
     pub(super) fn segments_read(
         &mut self,
         now: Now,
-        reading: Reading,
+        mut reading: Reading,
         records: Vec<SegmentRecord>,
         out: &mut Actions,
     ) {
         let Some(highest) = records.iter().map(|record| record.id).max() else {
-            if matches!(reading.how, How::ReadOnly(_)) {
-                return self.cannot_read_open(out);
-            }
             self.phase = Phase::Open;
             return out.push(Action::Absent);
         };
@@ -98,12 +91,15 @@ impl Log {
             return self.open_failed(NotOpened::TooManySegments, out);
         }
         let mut top = None;
-        if let How::ReadOnly(said) = reading.how {
-            if highest != said.segment && !plant::is(Bug::ReadOpenIgnoresNewerRecords) {
-                return self.cannot_read_open(out);
+        if let How::ReadOnly { said, again } = reading.how {
+            if highest == said.segment || plant::is(Bug::ReadOpenIgnoresNewerRecords) {
+                top = Some(said.segment);
+            } else {
+                reading.how = How::in_full(again);
             }
-            top = Some(said.segment);
-        } else if highest >= self.own_id() && !plant::is(Bug::OpenRetriedUnderSameKey) {
+        }
+        let in_full = !matches!(reading.how, How::ReadOnly { .. });
+        if in_full && highest >= self.own_id() && !plant::is(Bug::OpenRetriedUnderSameKey) {
             return self.open_failed(NotOpened::Superseded, out);
         }
         match chain::follow(records, top) {
@@ -131,7 +127,7 @@ impl Log {
         chain::spans(&self.chain, Seq(reach), Seq(before.0 - 1), Seq(u64::MAX))
     }
 
-    pub(super) fn tail_read(&mut self, now: Now, reading: Reading, page: Page, out: &mut Actions) {
+    pub(super) fn tail_read(&mut self, now: Now, mut reading: Reading, page: Page, out: &mut Actions) {
         let Some(newest) = self.chain.last().cloned() else { return };
         let Page { mut rows, more } = page;
         let grew = !rows.is_empty();
@@ -140,8 +136,11 @@ impl Log {
         let more = more || (grew && lowest > self.chain[0].first_seq);
         rows.append(&mut self.tail);
         self.tail = rows;
-        if let How::ReadOnly(said) = reading.how {
-            return self.read_open(said, more, out);
+        if let How::ReadOnly { said, again } = reading.how {
+            if self.ends_where(said, more) {
+                return self.read_opened(said, out);
+            }
+            reading.how = How::in_full(again);
         }
         match tail::look(&self.tail, more, newest.first_seq) {
             Look::Below { before } => self.read_tail(reading, before, out),
@@ -169,7 +168,7 @@ impl Log {
     }
 
     /// The record named in `said` is the highest: is that where the log ends?
-    fn read_open(&mut self, said: Said, more: bool, out: &mut Actions) {
+    fn ends_where(&mut self, said: Said, more: bool) -> bool {
         if plant::is(Bug::ReadOpenIgnoresNewerRows) {
             self.tail.retain(|row| row.seq <= said.head);
         }
@@ -179,9 +178,10 @@ impl Log {
             Some(last) => last.seq == said.head && last.n == said.n,
             None => said.head == Seq(0) && !more,
         };
-        if !dense || !ends {
-            return self.cannot_read_open(out);
-        }
+        dense && ends
+    }
+
+    fn read_opened(&mut self, said: Said, out: &mut Actions) {
         (self.head, self.n) = (said.head, said.n);
         self.phase = Phase::ReadOpen;
         out.push(Action::ReadOpened { rows: std::mem::take(&mut self.tail) });

@@ -379,11 +379,13 @@ fn passed_state_needs_no_read() {
     assert_eq!(old.log.hand_over(), None, "an append is in flight");
 }
 
+const READS: Opening = Opening::ReadOnly { again: false };
+
 #[test]
 fn read_open_wants_a_room_that_was_closed_in_good_order() {
     let (first, second) = (record(1, 0, 1, None), record(2, 0, 3, Some(id(1, 0))));
     let said = |segment, head| Ok(Some(Said { segment, head: Seq(head), n: head }));
-    let both = || Ok(vec![first.clone(), second.clone()]);
+    let both = || vec![first.clone(), second.clone()];
     // (said, records, rows, opens)
     let cases = [
         (said(id(2, 0), 4), both(), rows(&[&[1, 2], &[3, 4]]), true),
@@ -394,30 +396,68 @@ fn read_open_wants_a_room_that_was_closed_in_good_order() {
         (said(id(2, 0), 4), both(), rows(&[&[1], &[3, 4]]), false),
         (said(id(1, 0), 2), both(), Vec::new(), false),
         (said(id(3, 0), 2), both(), Vec::new(), false),
-        (said(id(2, 0), 4), Ok(vec![second.clone()]), Vec::new(), false),
-        (said(id(2, 0), 4), Ok(Vec::new()), Vec::new(), false),
-        (Ok(None), Err(Failed), Vec::new(), false),
+        (Ok(None), both(), rows(&[&[1, 2], &[3, 4]]), false),
     ];
     for (said, records, read, opens) in cases {
         let mut bench = Bench::new(3);
-        assert_eq!(bench.open(Opening::ReadOnly), [Action::ReadSaid]);
-        let mut out = bench.give(Input::Said(said));
-        if out == [Action::ReadSegments] {
-            out = bench.give(Input::Segments(records.clone()));
-        }
-        if matches!(out[..], [Action::ReadRows { .. }]) {
-            out = bench.give(page(read.clone(), false));
-        }
-        let want = if opens { Action::ReadOpened { rows: read.clone() } } else { Action::CannotReadOpen };
-        assert_eq!(out, [want], "{said:?} {records:?} {read:?}");
-        assert_eq!(bench.log.is_read_open(), opens);
+        assert_eq!(bench.open(READS), [Action::ReadSaid]);
+        assert_eq!(bench.give(Input::Said(said)), [Action::ReadSegments]);
+        assert!(matches!(bench.give(Input::Segments(Ok(records.clone())))[..], [Action::ReadRows { .. }]));
+        let out = bench.give(page(read.clone(), false));
+        assert_eq!(bench.log.is_read_open(), opens, "{said:?} {records:?} {read:?}");
         assert_eq!((bench.log.said(), bench.log.hand_over()), (None, None));
-        // A send comes.
-        assert_eq!(bench.open(Opening::Full), [Action::ReadSegments]);
+        if opens {
+            assert_eq!(out, [Action::ReadOpened { rows: read }]);
+            // A send comes.
+            assert_eq!(bench.open(Opening::Full), [Action::ReadSegments]);
+            continue;
+        }
+        // As if it had been opened in full from the start, and nothing is read twice.
+        let mut full = Bench::new(3);
+        full.open(Opening::Full);
+        full.give(Input::Segments(Ok(records.clone())));
+        assert_eq!(out, full.give(page(read.clone(), false)), "{said:?} {records:?} {read:?}");
+        assert_eq!(bench.log, full.log);
     }
+}
+
+#[test]
+fn who_cannot_open_for_reads_opens_in_full_from_what_was_read() {
+    let (first, second) = (record(1, 0, 1, None), record(2, 0, 3, Some(id(1, 0))));
+    let said = |segment, head| Input::Said(Ok(Some(Said { segment, head: Seq(head), n: head })));
+    let segments =
+        |records: &[&SegmentRecord]| Input::Segments(Ok(records.iter().copied().cloned().collect()));
     let mut bench = Bench::new(3);
-    bench.open(Opening::ReadOnly);
+    bench.open(READS);
     assert_eq!(bench.give(Input::Said(Err(Failed))), [Action::OpenFailed(NotOpened::Read)]);
+    // Nothing was said, and there is no such room.
+    bench.open(READS);
+    assert_eq!(bench.give(Input::Said(Ok(None))), [Action::ReadSegments]);
+    assert_eq!(bench.give(segments(&[])), [Action::Absent]);
+    // A record is missing: it is read again, and what was said does not count any more.
+    let mut bench = Bench::new(3);
+    bench.open(READS);
+    bench.give(said(id(2, 0), 4));
+    assert_eq!(bench.give(segments(&[&second])), [Action::ReadSegments]);
+    bench.give(segments(&[&first, &second]));
+    let out = bench.give(page(rows(&[&[1, 2], &[3, 4]]), false));
+    assert!(out.iter().all(|action| matches!(action, Action::Write { .. })), "{out:?}");
+    // A later owner has been there.
+    let mut bench = Bench::new(2);
+    bench.open(READS);
+    bench.give(said(id(1, 0), 2));
+    let superseded = [Action::OpenFailed(NotOpened::Superseded)];
+    assert_eq!(bench.give(segments(&[&first, &record(3, 0, 3, Some(id(1, 0)))])), superseded);
+    // Every earlier life of the room in this tenure was quiet: its own segment is gone on with, and nothing is written.
+    for again in [true, false] {
+        let mut bench = Bench::new(2);
+        bench.open(Opening::ReadOnly { again });
+        bench.give(said(id(1, 0), 2));
+        bench.log.part = Part::of_opening(1);
+        bench.give(segments(&[&first, &second]));
+        let out = bench.give(page(rows(&[&[1, 2], &[3, 4]]), false));
+        assert_eq!(matches!(out[..], [Action::Opened { .. }]), again, "{out:?}");
+    }
 }
 
 #[test]

@@ -71,9 +71,9 @@ impl Room {
             self.read_log = Some(Box::new(self.log.clone()));
         }
         let how = match &self.start {
-            Start::Cold | Start::CutShort if grade == Grade::ReadOpen && !self.cannot_read_open => {
-                Opening::ReadOnly
-            }
+            // In full, if it was not closed in good order: what it says then is [`log::Action::Opened`].
+            Start::Cold if grade == Grade::ReadOpen => Opening::ReadOnly { again: true },
+            Start::CutShort if grade == Grade::ReadOpen => Opening::ReadOnly { again: false },
             // Every earlier life of the room in this tenure was quiet when the worker forgot it.
             Start::Cold => Opening::Again,
             Start::CutShort => Opening::Full,
@@ -118,11 +118,6 @@ impl Room {
             log::Action::Absent => {
                 self.state = None;
                 self.opened(now, Grade::Full, out);
-            }
-            log::Action::CannotReadOpen => {
-                self.cannot_read_open = true;
-                self.phase = Phase::Rest;
-                self.open(now, Grade::Full, out);
             }
             log::Action::OpenFailed(why) => {
                 self.phase = Phase::Rest;

@@ -295,6 +295,55 @@ fn commands_that_were_not_handed_over_are_not_in_doubt() {
 }
 
 #[test]
+fn a_slot_is_wanted_once_for_each_loss_of_its_owner_and_only_by_commands() {
+    let mut w = World::new();
+    let slot = SlotId(slot_of("r"));
+    w.room("r", &["ann"], 3);
+    let c = w.json("ann");
+    // In the queue of the link, handed over, and after the loss: any of them is enough, all of them are one.
+    for at in 0..3 {
+        let when = |at_now: usize, w: &mut World| {
+            if at == at_now {
+                w.post(c, send_of("r", &format!("m{at}")));
+            }
+        };
+        when(0, &mut w);
+        asked(&mut w);
+        when(1, &mut w);
+        let link = w.owner.slot("r").link;
+        w.lose_link(link);
+        w.run();
+        when(2, &mut w);
+        w.run();
+        assert_eq!(std::mem::take(&mut w.wanted), [slot], "{at}");
+        w.post(c, mark("r"));
+        w.run();
+        assert_eq!(w.wanted, [], "{at}: said already");
+        w.owner.stalled = false;
+        w.hand_over("r");
+        w.pass(50);
+        assert_eq!((w.wanted.as_slice(), w.worker.routes.held()), ([].as_slice(), 0), "{at}");
+        for slot in 0..super::world::SLOTS {
+            w.tell_slot(slot);
+        }
+    }
+    // Whoever moves has an owner.
+    w.no_route("r");
+    assert_eq!(w.wanted, []);
+    w.subscribe(c, "r", 0);
+    assert_eq!(std::mem::take(&mut w.wanted), [slot]);
+    w.hand_over("r");
+    w.pass(50);
+    w.owner.hand_over(slot.0, 0, false);
+    w.post(c, leave("r"));
+    w.run();
+    assert_eq!(w.wanted, [], "the owner has named the next one");
+    w.tell_route("r");
+    w.pass(50);
+    w.end();
+}
+
+#[test]
 fn a_link_that_comes_back_is_told_everything_again() {
     let mut w = World::new();
     w.room("r", &["ann"], 3);

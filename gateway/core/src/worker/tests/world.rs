@@ -585,6 +585,8 @@ pub(super) struct World {
     pub(super) checked: Vec<u32>,
     /// The table is told of an owner as soon as somebody has named it.
     pub(super) follows: bool,
+    /// Slots that it has said commands wait for.
+    pub(super) wanted: Vec<SlotId>,
 }
 
 pub(super) fn options() -> Options {
@@ -660,6 +662,7 @@ impl World {
             ended: BTreeSet::new(),
             checked: Vec::new(),
             follows: true,
+            wanted: Vec::new(),
         }
     }
 
@@ -925,6 +928,7 @@ impl World {
                             self.tell_slot(slot.0);
                         }
                     }
+                    Effect::Wanted { slot } => self.wanted.push(slot),
                     Effect::Drop { connection } => {
                         let socket = self.sockets.open.remove(&connection).expect("dropped once");
                         let client = self.clients.iter_mut().find(|of| of.alive && of.index == connection);
