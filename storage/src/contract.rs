@@ -12,7 +12,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::Thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use banyan_proto::id::{LogId, Origin, RoomId, Seq, UnixMs, UserId};
 use bytes::Bytes;
@@ -60,7 +60,12 @@ impl<S: ?Sized> Subject<S> {
     }
 }
 
-/// Runs a future to its end on this thread.
+/// What every answer of a store has come by, however busy its servers are: far above any limit that a store has of its own.
+const ANSWERED_WITHIN: Duration = Duration::from_secs(120);
+
+/// Runs a future to its end on this thread. Panics where it has none within two minutes.
+#[track_caller]
+#[allow(clippy::disallowed_methods, reason = "it runs on threads of the tests, where time is real")]
 pub fn wait<T>(future: impl Future<Output = T>) -> T {
     struct Unpark(Thread);
     impl Wake for Unpark {
@@ -71,11 +76,14 @@ pub fn wait<T>(future: impl Future<Output = T>) -> T {
     let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
     let mut context = Context::from_waker(&waker);
     let mut future = pin!(future);
+    let begun = Instant::now();
     loop {
-        match future.as_mut().poll(&mut context) {
-            Poll::Ready(value) => return value,
-            Poll::Pending => std::thread::park(),
+        if let Poll::Ready(value) = future.as_mut().poll(&mut context) {
+            return value;
         }
+        let left = ANSWERED_WITHIN.saturating_sub(begun.elapsed());
+        assert!(left > Duration::ZERO, "no answer within {ANSWERED_WITHIN:?}");
+        std::thread::park_timeout(left);
     }
 }
 

@@ -41,6 +41,11 @@ impl Log {
 
     /// Runs `command` to its end. Its output goes to the log. Fails with the end of the log when the command does.
     pub(crate) fn run(&self, command: &mut Command) -> anyhow::Result<()> {
+        self.run_within(LIMIT, command)
+    }
+
+    /// The same; what takes longer than `limit` is stopped, and has failed.
+    pub(crate) fn run_within(&self, limit: Duration, command: &mut Command) -> anyhow::Result<()> {
         let shown = shown(command);
         let mut log = OpenOptions::new().append(true).open(&self.path)?;
         writeln!(log, "$ {shown}")?;
@@ -55,13 +60,13 @@ impl Log {
                 break status;
             }
             let took = began.elapsed();
-            if took > LIMIT {
+            if took > limit {
                 child.kill()?;
                 child.wait()?;
                 bar.finish_and_clear();
                 let end = self.end(from);
                 anyhow::bail!(
-                    "`{shown}` was stopped after {LIMIT:?}; the end of {}:\n{end}",
+                    "`{shown}` was stopped after {limit:?}; the end of {}:\n{end}",
                     self.path.display()
                 );
             }

@@ -12,6 +12,10 @@ use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
+
+/// The longest takes six minutes on two cores. One that hangs leaves the others the time to run.
+const LIMIT: Duration = Duration::from_secs(15 * 60);
 
 /// One test executable.
 #[derive(Debug, Clone)]
@@ -136,7 +140,7 @@ impl TestBinary {
         if let Some(server) = programs.get("banyan") {
             command.env("BANYAN_BIN", server);
         }
-        let outcome = log.run(&mut command);
+        let outcome = log.run_within(LIMIT, &mut command);
         let printed = log.text();
         let mut counts = count(printed.get(before..).unwrap_or_default());
         if outcome.is_err() && counts.failed == 0 {

@@ -8,6 +8,7 @@
     reason = "tests, their helpers included"
 )]
 
+use std::sync::mpsc::TryRecvError;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -725,18 +726,19 @@ fn old_owners_are_forgotten(runtime: &Runtime, nodes: &[String], store: &Scylla)
 /// It runs a fifth of the time.
 fn a_slow_node(runtime: &Arc<Runtime>, cluster: &mut Cassandra, nodes: &[String]) {
     let store = runtime.block_on(open(options(nodes, "banyan_slow")));
-    let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
-    let stopped = Arc::clone(&stop);
+    let (going_on, ends) = std::sync::mpsc::channel::<()>();
     std::thread::scope(|scope| {
         let node = cluster.node(0);
-        let slow = scope.spawn(move || {
-            while !stopped.load(std::sync::atomic::Ordering::Relaxed) {
+        scope.spawn(move || {
+            // Until the other end is gone, be it by a check that failed.
+            while ends.try_recv() != Err(TryRecvError::Disconnected) {
                 node.freeze().unwrap();
                 std::thread::sleep(Duration::from_millis(80));
                 node.thaw().unwrap();
                 std::thread::sleep(Duration::from_millis(20));
             }
         });
+        let _going_on = going_on;
         let (mut appends, mut fences) = (Vec::new(), Vec::new());
         let (ours, id) = (room("slow"), segment(1, 0));
         for seq in 1..=200 {
@@ -747,7 +749,5 @@ fn a_slow_node(runtime: &Arc<Runtime>, cluster: &mut Cassandra, nodes: &[String]
         }
         println!("COST one of three slow: append {}; fence read {}", quantiles(appends), quantiles(fences));
         contract_under_faults(runtime, nodes, "banyan_slow");
-        stop.store(true, std::sync::atomic::Ordering::Relaxed);
-        slow.join().unwrap();
     });
 }
