@@ -18,7 +18,7 @@ use std::time::Duration;
 use banyan_gateway::backend::{Backend, Shards};
 use banyan_gateway::worker;
 use banyan_proto::id::{Incarnation, SlotId};
-use banyan_proto::wire::{LIST_MAX, NodeMessage};
+use banyan_proto::wire::{NodeMessage, WANTED_MAX};
 use banyan_router::SlotCount;
 use banyan_router::meta::{ClusterId, Founding, Meta};
 use banyan_router::node::{End as RunEnd, Input, Limits, Node, Options, Standing};
@@ -656,7 +656,7 @@ impl Runs {
 
     /// Clients of this node wait for slots that are out of reach. Whoever takes them takes them first.
     fn wanted(&self, slots: Vec<SlotId>, run: &RunnerHandle) {
-        for part in slots.chunks(LIST_MAX) {
+        for part in slots.chunks(WANTED_MAX) {
             self.board.tell_all(&NodeMessage::Wanted { slots: part.to_vec() });
         }
         // Full: a short cut, as for the others.

@@ -30,6 +30,8 @@ pub const VERSION: u32 = 1;
 pub const FRAME_MAX: usize = 16 << 20;
 /// Messages of one frame, and elements of one list in it. The largest list is a page's, of 10,000 events.
 pub const LIST_MAX: usize = 16_384;
+/// Slots in one message that says which are wanted.
+pub const WANTED_MAX: usize = 1_024;
 /// Largest message to a shard. A client's frame is far smaller; lists of people have at most a thousand names.
 pub const TO_SHARD_MAX: usize = 1 << 20;
 

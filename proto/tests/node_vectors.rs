@@ -19,8 +19,9 @@ use banyan_proto::link::{Answer, FromShard, LinkId, Ticket};
 use banyan_proto::node::v1 as node;
 use banyan_proto::v1;
 use banyan_proto::wire::{
-    self, Assembly, Bulk, Error, Handed, LIST_MAX, NodeMessage, Outgoing, PART_BYTES, put_from_shard,
-    put_handed, put_node, put_to_shard, read_bulk_down, read_bulk_up, read_down, read_hello, read_up,
+    self, Assembly, Bulk, Error, Handed, LIST_MAX, NodeMessage, Outgoing, PART_BYTES, WANTED_MAX,
+    put_from_shard, put_handed, put_node, put_to_shard, read_bulk_down, read_bulk_up, read_down, read_hello,
+    read_up,
 };
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -232,7 +233,7 @@ fn small_bytes_do_not_become_large_lists() {
     refused(read_up(&field(2, &vec![0; wire::TO_SHARD_MAX + 1])), "a message to a shard is larger");
     refused(read_hello(&field(1, &many)), "a list is larger");
     let wanted = |slots: &[u8]| field(3, &field(13, &field(1, slots)));
-    refused(read_up(&wanted(&[0; LIST_MAX + 1])), "a list is larger");
+    refused(read_up(&wanted(&[0; WANTED_MAX + 1])), "a list of wanted slots is larger");
     refused(read_up(&wanted(&[0x80, 0x80, 0x04])), "a slot cannot be 65536");
     // A length beyond everything.
     refused(read_up(&[0x12, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f]), "the end of a field");

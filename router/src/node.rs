@@ -496,11 +496,10 @@ impl Node {
             Input::Stuck => self.end(now_ms, End::Stuck, out),
             Input::Refused { incarnation, witness } => self.refused(now_ms, incarnation, witness, out),
             Input::Wanted { slots } => {
-                for slot in slots {
-                    self.slots.want(slot);
+                // One by one: what was wanted already changes nothing.
+                if slots.into_iter().filter(|slot| self.slots.want(*slot)).count() == 0 {
+                    return;
                 }
-                // Only the order of what is begun otherwise.
-                return;
             }
             Input::ReadyAsked { by } => {
                 if self.may_take(now_ms) {
@@ -732,6 +731,7 @@ impl Node {
         self.placement.adopt(listing.target, true);
         self.set_frozen(now_ms, listing.frozen, out);
         for (slot, key) in listing.slots {
+            self.slots.has_moved(slot);
             self.feed(now_ms, slot, slot_owner::Input::Key(Some(key)), out);
         }
         self.slots.look_at_all();

@@ -1,6 +1,6 @@
 //! A short subset of chaos for every run of the tests; `cargo xtask chaos --minutes 20` does it all.
 //!
-//! Owns: one run: three nodes, one etcd, one CQL server; a kill, a freeze, an end and a new start, an owner cut off
+//! Owns: one run: three shards, three gateways behind HAProxy, one etcd, one CQL server; a kill, a freeze, an end and a new start, an owner cut off
 //! from etcd, a fourth node; and one of the program itself, in a network of its own, where the kernel cuts links.
 //! Does not: run long.
 #![allow(
@@ -28,8 +28,11 @@ async fn a_cluster_keeps_its_promises_while_nodes_die_freeze_end_and_join() {
     let nemeses = vec![Nemesis::Kill, Nemesis::Freeze, Nemesis::Term, Nemesis::CutFromEtcd, Nemesis::Join];
     let lengths = Lengths { freeze: Duration::from_secs(6), joiners: 1, ..Lengths::default() };
     let seed = u64::from(std::process::id());
-    let options =
-        Options { lengths, ..Options::new(server::binary().unwrap(), work.path().to_owned(), seed, nemeses) };
+    let options = Options {
+        lengths,
+        apart: true,
+        ..Options::new(server::binary().unwrap(), work.path().to_owned(), seed, nemeses)
+    };
     let done = run(&options, Arc::new(|line: &str| println!("{line}"))).await.unwrap();
     let broken: Vec<String> = done.wrong.iter().chain(&done.violations).cloned().collect();
     let report = Report { runs: vec![done] };

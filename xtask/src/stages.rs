@@ -114,7 +114,7 @@ const STAGES: &[Stage] = &[
     Stage {
         name: "chaos",
         about: "a cluster of real processes under attack: a short subset",
-        needs: &[Tool::Etcd, Tool::Cassandra],
+        needs: &[Tool::Etcd, Tool::Cassandra, Tool::Haproxy],
         run: |c, log| tests(c, log, "chaos"),
     },
 ];

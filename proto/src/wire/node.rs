@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use prost::Message as _;
 
-use super::{Error, LIST_MAX, bound_list, incarnation, incarnation_bytes, messages, number, put};
+use super::{Error, LIST_MAX, WANTED_MAX, bound_list, incarnation, incarnation_bytes, messages, number, put};
 use crate::id::{Epoch, Incarnation, SlotId};
 use crate::node::v1 as wire;
 use crate::node::v1::node_message::Message;
@@ -23,7 +23,7 @@ pub enum NodeMessage {
     Ready,
     /// The sender's connections to that run were reset and new ones refused. A time-out is not that.
     Refused { incarnation: Incarnation },
-    /// Somebody at the sender waits for these slots, and there is no way to an owner of them. At most [`LIST_MAX`].
+    /// Somebody at the sender waits for these slots, and there is no way to an owner of them. At most [`WANTED_MAX`].
     Wanted { slots: Vec<SlotId> },
 }
 
@@ -66,8 +66,8 @@ pub(super) fn read(bytes: &[u8]) -> Result<Option<NodeMessage>, Error> {
         Some(Message::Ready(_)) => Some(NodeMessage::Ready),
         Some(Message::Refused(bytes)) => Some(NodeMessage::Refused { incarnation: incarnation(&bytes)? }),
         Some(Message::Wanted(wanted)) => {
-            if wanted.slots.len() > LIST_MAX {
-                return Err(Error::TooLarge { what: "a list", max: LIST_MAX });
+            if wanted.slots.len() > WANTED_MAX {
+                return Err(Error::TooLarge { what: "a list of wanted slots", max: WANTED_MAX });
             }
             let slots = wanted.slots.into_iter().map(|slot| Ok(SlotId(number("a slot", slot)?)));
             Some(NodeMessage::Wanted { slots: slots.collect::<Result<_, Error>>()? })

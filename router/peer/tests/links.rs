@@ -503,6 +503,14 @@ async fn a_gateway_may_not_speak_as_a_shard() {
 }
 
 #[tokio::test]
+async fn a_gateway_says_what_is_wanted() {
+    let (owner, _gateway, link) = up(options()).await;
+    let wanted = NodeMessage::Wanted { slots: vec![SlotId(1), SlotId(4_000)] };
+    link.try_tell(wanted.clone()).unwrap();
+    assert_eq!(owner.told().await, Told::Node(wanted));
+}
+
+#[tokio::test]
 async fn a_link_that_does_not_exist_ends_it() {
     let (_owner, mut gateway, link) = up(options()).await;
     link.try_send(batch(3, vec![interest(1)]), WORTH).unwrap();

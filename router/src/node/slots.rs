@@ -68,11 +68,12 @@ impl Look {
         self.then.remove(&id);
     }
 
-    fn want(&mut self, id: SlotId) {
-        self.wanted.insert(id);
+    /// Nobody had waited for it before.
+    fn want(&mut self, id: SlotId) -> bool {
         if self.then.remove(&id) {
             self.first.insert(id);
         }
+        self.wanted.insert(id)
     }
 
     fn pop(&mut self) -> Option<SlotId> {
@@ -132,14 +133,12 @@ impl Slots {
         self.deadlines.first().map(|&(at, _)| at)
     }
 
-    /// Somebody waits for it.
-    pub(super) fn want(&mut self, id: SlotId) {
-        if usize::from(id.0) < self.all.len() {
-            self.look.want(id);
-        }
+    /// Somebody waits for it. False: that is known, or there is no such slot.
+    pub(super) fn want(&mut self, id: SlotId) -> bool {
+        usize::from(id.0) < self.all.len() && self.look.want(id)
     }
 
-    /// It has another owner: whoever waited finds him, or says so again.
+    /// It may have another owner: whoever waited finds him, or says so again.
     pub(super) fn has_moved(&mut self, id: SlotId) {
         self.look.wanted.remove(&id);
     }

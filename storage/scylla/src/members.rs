@@ -1,10 +1,12 @@
 //! Derived rows: rooms, members, rooms of a user.
 //!
 //! Always holds: a row's timestamp is the seq that changed it, so arrival in any order ends alike. A row of `members` without a name is
-//! only marks, and nobody's. A member's row is complete when the room names its shard, too: most rooms have members in a few of the 64
-//! shards, and who opens thousands of rooms must not look for nobody in all the others.
+//! only marks, and nobody's. A room names the shards that have members before they have: most rooms have members in a few of the 64,
+//! and who opens thousands of rooms must not look for nobody in all the others. A row in a shard that the room does not name would be
+//! seen by nobody, whatever quorum he reads, until somebody else comes into that shard.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use banyan_proto::id::{LogId, RoomId, Seq, UnixMs, UserId};
 use banyan_storage::{
@@ -27,7 +29,34 @@ const BATCH_MEMBERS: usize = 64;
 /// Partitions asked for by one request.
 const SHARDS_A_REQUEST: usize = 16;
 
+/// Rooms whose named shards are known here. All are forgotten when there are more: it costs a write to name a shard again.
+const NAMED_MAX: usize = 65_536;
+
 type Pairs = Vec<(i64, i64)>;
+
+/// The shards that rooms name at a quorum, as this process has stored them: a bit for each.
+#[derive(Debug, Default)]
+pub(crate) struct Named(Mutex<HashMap<RoomId, u64>>);
+
+impl Named {
+    fn all(&self) -> MutexGuard<'_, HashMap<RoomId, u64>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Of these, those that the room does not name yet as far as is known.
+    fn missing(&self, room: &RoomId, shards: impl Iterator<Item = i32>) -> Vec<i32> {
+        let named = self.all().get(room).copied().unwrap_or(0);
+        shards.filter(|shard| (named >> shard) & 1 == 0).collect()
+    }
+
+    fn add(&self, room: &RoomId, shards: &[i32]) {
+        let mut all = self.all();
+        if all.len() >= NAMED_MAX && !all.contains_key(room) {
+            all.clear();
+        }
+        *all.entry(room.clone()).or_default() |= shards.iter().fold(0, |bits, shard| bits | 1 << shard);
+    }
+}
 
 /// As it is read; only marks may be there.
 #[derive(scylla::DeserializeRow)]
@@ -100,13 +129,18 @@ impl Inner {
         for member in &derived.members {
             by_shard.entry(shard(&member.user)).or_default().push(member);
         }
+        let missing = self.named.missing(room, by_shard.keys().copied());
+        if !missing.is_empty() {
+            let outcome = self.put_one(room, Request::Shards(missing.clone())).await;
+            if outcome != Outcome::Done {
+                return outcome;
+            }
+            self.named.add(room, &missing);
+        }
         let mut requests: Vec<Request<'_>> = derived.room.iter().map(Request::Room).collect();
         for (shard, members) in &by_shard {
             requests
                 .extend(members.chunks(BATCH_MEMBERS).map(|chunk| Request::Members(*shard, chunk.to_vec())));
-        }
-        if !by_shard.is_empty() {
-            requests.push(Request::Shards(by_shard.keys().copied().collect()));
         }
         requests.extend(derived.members.iter().map(Request::UserRoom));
         let requests: Vec<_> = requests.into_iter().map(|request| self.put_one(room, request)).collect();
@@ -392,6 +426,24 @@ mod tests {
             seen: Some(2),
             seen_n: Some(1),
         }
+    }
+
+    #[test]
+    fn shards_are_named_once_as_far_as_memory_goes() {
+        let named = Named::default();
+        let room = |n: usize| RoomId::new(&format!("r{n}")).unwrap();
+        assert_eq!(named.missing(&room(0), [0, 5, 63].into_iter()), [0, 5, 63]);
+        named.add(&room(0), &[0, 63]);
+        named.add(&room(0), &[7]);
+        assert_eq!(named.missing(&room(0), 0..SHARDS), (1..63).filter(|n| *n != 7).collect::<Vec<_>>());
+        assert_eq!(named.missing(&room(1), [63].into_iter()), [63]);
+        for n in 1..NAMED_MAX {
+            named.add(&room(n), &[1]);
+        }
+        assert!(named.missing(&room(0), [0].into_iter()).is_empty());
+        named.add(&room(NAMED_MAX), &[1]);
+        assert_eq!(named.missing(&room(0), [0].into_iter()), [0]);
+        assert!(named.all().len() < NAMED_MAX && named.missing(&room(NAMED_MAX), [1].into_iter()).is_empty());
     }
 
     #[test]

@@ -33,8 +33,8 @@ use crate::store::{Inner, corrupt, corrupt_row};
 /// Of one partition.
 const SLOTS: u16 = 512;
 
-/// In one request: two rows each, which is less than what servers call a large batch (5 KiB), and fewer keys than ScyllaDB takes in
-/// one read (100).
+/// In one request: fewer keys than ScyllaDB takes in one read (100). As a batch it is one mutation of one partition: servers warn of
+/// the size of those over several.
 const TOGETHER: usize = 48;
 
 /// A slot's row, and the one that it closes.

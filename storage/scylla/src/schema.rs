@@ -111,7 +111,7 @@ const VERSIONS: &[Version] = &[Version {
         "CREATE TABLE IF NOT EXISTS {ks}.slot_owners (
     slots int, slot int, epoch bigint, incarnation blob, closed boolean,
     PRIMARY KEY ((slots), slot, epoch, incarnation))",
-        // `said` is epoch, part, head, n: one cell, never a mixture of two. `shards`: of `members`, those where there are any; it
+        // `said` is epoch, part, head, n: one cell, never a mixture of two. `shards`: of `members`, those where there may be any; it
         // only grows.
         "CREATE TABLE IF NOT EXISTS {ks}.rooms (
     chat_id text PRIMARY KEY,

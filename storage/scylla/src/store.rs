@@ -30,6 +30,7 @@ use crate::admission::{Gate, Writes};
 use crate::failure;
 use crate::hedge::Hedges;
 use crate::marks::{self, Pending};
+use crate::members::Named;
 use crate::metrics::{Kind, Metrics};
 use crate::options::Options;
 use crate::owners::Owners;
@@ -56,6 +57,7 @@ pub(crate) struct Inner {
     pub(crate) unsettled: Unsettled,
     pub(crate) marks: Pending,
     pub(crate) owners: Owners,
+    pub(crate) named: Named,
     pub(crate) closed: AtomicBool,
     pub(crate) options: Options,
     runtime: Handle,
@@ -94,6 +96,7 @@ impl Scylla {
             unsettled: Unsettled::default(),
             marks: Pending::new(options.marks_max),
             owners: Owners::default(),
+            named: Named::default(),
             hedges: profiles.hedges.clone(),
             closed: AtomicBool::new(false),
             metrics,

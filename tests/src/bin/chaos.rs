@@ -54,7 +54,7 @@ struct Arguments {
     /// The server [default: the `banyan` beside this program]
     #[arg(long)]
     server: Option<PathBuf>,
-    /// Nodes at the beginning, each a gateway and a shard
+    /// Nodes at the beginning, each a gateway and a shard (but see --apart)
     #[arg(short = 'n', long, default_value_t = 3)]
     nodes: usize,
     /// Servers of etcd: 1 or 3
@@ -90,6 +90,9 @@ struct Arguments {
     /// Nodes that join, and leave again
     #[arg(long, default_value_t = 3)]
     joiners: usize,
+    /// Gateways and shards in processes of their own, --nodes of each; clients come in through HAProxy
+    #[arg(long, conflicts_with = "netns")]
+    apart: bool,
     /// Shows what a join costs: three shards and three gateways behind HAProxy, 2,000 clients in 1,000 rooms;
     /// two shards join. The numbers of nodes, rooms, clients and joiners above do not count then
     #[arg(long, conflicts_with_all = ["minutes", "nemesis"])]
@@ -156,7 +159,7 @@ async fn chaos(arguments: Arguments) -> anyhow::Result<bool> {
         work_dir: work.path().to_owned(),
         seed,
         nodes: arguments.nodes,
-        apart: false,
+        apart: arguments.apart,
         etcd: arguments.etcd,
         cql: arguments.cql,
         network,

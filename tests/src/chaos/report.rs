@@ -160,13 +160,14 @@ impl Run {
             .collect();
     }
 
-    /// A node that panicked is wrong, whatever the clients saw.
+    /// A node that panicked is wrong, and so is one that another one had to send away, whatever the clients saw.
     pub(super) fn note_logs(&mut self, cluster: &Cluster) {
         for node in cluster.nodes.values() {
             let path = node.process.log_path();
             let small = fs::metadata(&path).is_ok_and(|file| file.len() < LOG_MAX);
             let text = if small { fs::read_to_string(&path).unwrap_or_default() } else { String::new() };
-            let line = text.lines().find(|line| line.contains("panicked"));
+            let wrong = ["panicked", "said what it may not"];
+            let line = text.lines().find(|line| wrong.iter().any(|words| line.contains(words)));
             self.wrong.extend(line.map(|line| format!("{}: {line}", node.plan.name)));
         }
     }

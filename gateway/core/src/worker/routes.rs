@@ -237,7 +237,15 @@ impl Worker {
         let link = link.filter(|link| usize::from(*link) < self.to_shards.len());
         let slot = slot.0;
         let Some(entry) = self.routes.slots.get_mut(usize::from(slot)) else { return };
-        if epoch < entry.epoch || (epoch == entry.epoch && link == entry.link) {
+        if epoch < entry.epoch {
+            return;
+        }
+        if epoch == entry.epoch && link == entry.link {
+            // An owner that somebody had named, and now the table knows it: there is no way to it.
+            if epoch > Epoch(0) && link.is_none() && entry.lost == Lost::No {
+                entry.lost = Lost::Unsaid;
+                self.want(slot);
+            }
             return;
         }
         if let Some(old) = entry.link {

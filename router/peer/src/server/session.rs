@@ -14,7 +14,7 @@ use std::time::Duration;
 use banyan_proto::codes::Code;
 use banyan_proto::id::Epoch;
 use banyan_proto::link::{Answer, FromShard, LinkId, ToShard};
-use banyan_proto::wire::{self, Assembly, Bulk, LIST_MAX, Outgoing, page_bytes, put_from_shard};
+use banyan_proto::wire::{self, Assembly, Bulk, LIST_MAX, NodeMessage, Outgoing, page_bytes, put_from_shard};
 use bytes::Bytes;
 use futures_util::{Stream, stream};
 use tokio::sync::mpsc;
@@ -300,7 +300,9 @@ impl Session {
                 metrics::full("message", 1);
             }
         }
-        if !node.is_empty() && !self.peer.is_shard() {
+        // Gateways are those who know what is wanted.
+        let of_shards = |message: &NodeMessage| !matches!(message, NodeMessage::Wanted { .. });
+        if !self.peer.is_shard() && node.iter().any(of_shards) {
             return Err(self.not_allowed("speak as a shard"));
         }
         node.into_iter().for_each(|message| self.inbound.told(message));

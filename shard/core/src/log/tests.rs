@@ -448,6 +448,12 @@ fn who_cannot_open_for_reads_opens_in_full_from_what_was_read() {
     bench.give(said(id(1, 0), 2));
     let superseded = [Action::OpenFailed(NotOpened::Superseded)];
     assert_eq!(bench.give(segments(&[&first, &record(3, 0, 3, Some(id(1, 0)))])), superseded);
+    // It has closed the room, and opened it again in its own segment.
+    let mut bench = Bench::new(2);
+    bench.open(READS);
+    bench.give(said(id(3, 0), 4));
+    bench.give(segments(&[&first, &record(3, 0, 3, Some(id(1, 0)))]));
+    assert_eq!(bench.give(page(rows(&[&[1, 2], &[3, 4], &[5]]), false)), superseded);
     // Every earlier life of the room in this tenure was quiet: its own segment is gone on with, and nothing is written.
     for again in [true, false] {
         let mut bench = Bench::new(2);

@@ -327,6 +327,21 @@ fn a_slot_is_wanted_once_for_each_loss_of_its_owner_and_only_by_commands() {
             w.tell_slot(slot);
         }
     }
+    // An owner is named, and when the table knows it, there is no way to it.
+    w.follows = false;
+    w.owner.hand_over(slot.0, 0, false);
+    w.post(c, send_of("r", "named"));
+    w.run();
+    assert_eq!((w.wanted.as_slice(), w.worker.routes.held()), ([].as_slice(), 1));
+    for _ in 0..2 {
+        w.no_route("r");
+        w.run();
+    }
+    assert_eq!(std::mem::take(&mut w.wanted), [slot]);
+    w.follows = true;
+    w.tell_route("r");
+    w.pass(50);
+    assert_eq!(w.worker.routes.held(), 0);
     // Whoever moves has an owner.
     w.no_route("r");
     assert_eq!(w.wanted, []);
