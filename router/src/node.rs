@@ -247,7 +247,7 @@ pub struct Limits {
     /// While so many change, none is handed over, neither to nor from here: it would wait behind them, served by nobody.
     pub handoffs_below: usize,
     /// Slots that are being handed over at once, and those that one [`Input::Ready`] is for. While a slot is handed over
-    /// its rooms take no send: as few as keep the requests going.
+    /// its rooms take no send, and on a store with much to do each takes as long as all that go at once.
     pub handoffs_in_flight: usize,
     /// A peer that was told [`Action::SayReady`] sends slots within this time, or most likely none.
     pub promise_ms: u64,
@@ -266,9 +266,9 @@ impl Default for Limits {
             witness_ms: 1_000,
             slots_in_flight: 64,
             wanted_in_flight: 512,
-            handoffs_below: 64,
-            handoffs_in_flight: 8,
-            promise_ms: 50,
+            handoffs_below: 4,
+            handoffs_in_flight: 4,
+            promise_ms: 25,
         }
     }
 }

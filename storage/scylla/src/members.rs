@@ -431,7 +431,7 @@ mod tests {
     #[test]
     fn shards_are_named_once_as_far_as_memory_goes() {
         let named = Named::default();
-        let room = |n: usize| RoomId::new(&format!("r{n}")).unwrap();
+        let room = |n: usize| RoomId::parse(&format!("r{n}")).unwrap();
         assert_eq!(named.missing(&room(0), [0, 5, 63].into_iter()), [0, 5, 63]);
         named.add(&room(0), &[0, 63]);
         named.add(&room(0), &[7]);
