@@ -553,7 +553,28 @@ impl World {
         }
     }
 
-    /// The same, but the store does not answer a run that registers: its questions.
+    /// Six seconds in which only this run hears anything: the slots that it claims, in order. `each` is called with their number
+    /// before a claim is answered.
+    fn claims(&mut self, by: usize, each: impl Fn(&mut Self, usize)) -> Vec<SlotId> {
+        let mut claimed = Vec::new();
+        let end = self.now + 6_000;
+        while self.now < end {
+            while let Some((run, action)) = self.requests.pop_front() {
+                if let Action::Slot { slot, action: SlotAction::Cas { .. } } = action {
+                    claimed.push(slot);
+                    each(self, claimed.len());
+                }
+                self.answer(run, action);
+            }
+            if !self.deliver(by) {
+                self.barriers();
+                self.pass_time(10);
+            }
+        }
+        claimed
+    }
+
+    /// As [`Self::calm`], but the store does not answer a run that registers: its questions.
     fn calm_but_for_puts_of(&mut self, silent: usize, ms: u64) -> Vec<(usize, Action)> {
         self.faults = false;
         let mut held = Vec::new();
@@ -1244,28 +1265,16 @@ fn slots_that_somebody_waits_for_are_taken_first() {
     // Also what is no slot, and what this node serves.
     let mine = (0..2_048).map(SlotId).find(|slot| !of_b.contains(slot)).unwrap();
     world.input(a, Input::Wanted { slots: [&[SlotId(u16::MAX), mine], &*wanted].concat() });
-    let mut claimed = Vec::new();
-    let end = world.now + 6_000;
-    while world.now < end {
-        while let Some((run, action)) = world.requests.pop_front() {
-            if let Action::Slot { slot, action: SlotAction::Cas { .. } } = action {
-                claimed.push(slot);
-                // While the first are on their way: it is begun, though as many as may be are.
-                if claimed.len() == 3 {
-                    let begun = world.requests.len();
-                    world.input(a, Input::Wanted { slots: vec![late] });
-                    assert_eq!(world.requests.len(), begun + 1);
-                    world.input(a, Input::Wanted { slots: vec![late] });
-                    assert_eq!(world.requests.len(), begun + 1);
-                }
+    let claimed = world.claims(a, |world, count| {
+        // While the first are on their way: it is begun, though as many as may be are.
+        if count == 3 {
+            let begun = world.requests.len();
+            for _ in 0..2 {
+                world.input(a, Input::Wanted { slots: vec![late] });
+                assert_eq!(world.requests.len(), begun + 1);
             }
-            world.answer(run, action);
         }
-        if !world.deliver(a) {
-            world.barriers();
-            world.pass_time(10);
-        }
-    }
+    });
     world.assert_settled();
     assert_eq!(claimed.len(), of_b.len());
     let (first, then) = claimed.split_at(wanted.len());
@@ -1278,21 +1287,7 @@ fn slots_that_somebody_waits_for_are_taken_first() {
     let lowest = of_c.next();
     assert!(of_c.any(|slot| wanted.contains(&slot)), "but for the first none of them has moved");
     world.kill(c);
-    let mut first = None;
-    let end = world.now + 6_000;
-    while world.now < end {
-        while let Some((run, action)) = world.requests.pop_front() {
-            if let Action::Slot { slot, action: SlotAction::Cas { .. } } = action {
-                first.get_or_insert(slot);
-            }
-            world.answer(run, action);
-        }
-        if !world.deliver(a) {
-            world.barriers();
-            world.pass_time(10);
-        }
-    }
-    assert_eq!(first, lowest);
+    assert_eq!(world.claims(a, |_, _| {}).first(), lowest.as_ref());
     world.assert_settled();
 }
 

@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use banyan_proto::id::{Bucket, Seq};
+use banyan_proto::id::{Bucket, SegmentId, Seq};
 use banyan_proto::plant::{self, Bug};
 use banyan_storage::log_store::{SEGMENTS_MAX, Said, SegmentRecord, Span};
 use banyan_storage::{Page, Range, Row};
@@ -99,7 +99,7 @@ impl Log {
             }
         }
         let in_full = !matches!(reading.how, How::ReadOnly { .. });
-        if in_full && highest >= self.own_id() && !plant::is(Bug::OpenRetriedUnderSameKey) {
+        if in_full && self.is_superseded(highest) {
             return self.open_failed(NotOpened::Superseded, out);
         }
         match chain::follow(records, top) {
@@ -110,6 +110,11 @@ impl Log {
             Chain::Missing => self.read_again(now, reading, Seq(0), out),
             Chain::Damaged { after } => self.open_failed(NotOpened::Damaged { after }, out),
         }
+    }
+
+    /// A record that is not below the one that this opening would write: a later owner's, or an opening's of the same name.
+    fn is_superseded(&self, highest: SegmentId) -> bool {
+        highest >= self.own_id() && !plant::is(Bug::OpenRetriedUnderSameKey)
     }
 
     /// The newest rows below `before`, whatever segments they are in.
@@ -142,7 +147,7 @@ impl Log {
             }
             reading.how = How::in_full(again);
             // Not asked yet: a later owner that went on in the segment that is named in `said`.
-            if newest.id >= self.own_id() && !plant::is(Bug::OpenRetriedUnderSameKey) {
+            if self.is_superseded(newest.id) {
                 return self.open_failed(NotOpened::Superseded, out);
             }
         }
