@@ -8,6 +8,9 @@ use crate::id::{Epoch, Incarnation, Room, Session, Slot, Time};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SlotChange {
     pub at: Time,
+    /// When it began to serve the slot, where that is told; else it is taken for `at`. Between the two it registers, and may stop.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub served: Option<Time>,
     pub slot: Slot,
     pub epoch: Epoch,
     pub owner: Incarnation,

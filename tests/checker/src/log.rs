@@ -2,7 +2,7 @@
 
 use crate::found::{Found, STORE};
 use crate::history::Kind;
-use crate::id::{Epoch, Incarnation, Seq, Slot};
+use crate::id::{Epoch, Incarnation, Seq, Slot, Time};
 use crate::report::Promise;
 use crate::store::{Row, StoredRoom, Written};
 use crate::world::{Map, World};
@@ -22,9 +22,13 @@ pub(crate) fn judge(world: &World<'_>, found: &mut Found<'_>) {
 type Owners = Map<(Slot, Epoch), Incarnation>;
 
 /// The slots' own history: epochs rise, each has one owner.
+///
+/// They fall where somebody becomes owner under a lower epoch after the owner of a higher one has served. Before that one serves
+/// it has not registered: an etcd that is set back meanwhile may give the slot away under lower epochs, and whoever registers
+/// under the higher one then ends those owners first.
 fn slots(world: &World<'_>, found: &mut Found<'_>) -> Owners {
     let mut owners = Owners::default();
-    let mut newest: Map<Slot, Epoch> = Map::default();
+    let mut serving: Map<Slot, Vec<(Time, Epoch)>> = Map::default();
     for change in &world.history.slots {
         found.checked(Promise::I4);
         let told = |slice: &mut crate::found::Slice<'_>, what: String| {
@@ -42,14 +46,15 @@ fn slots(world: &World<'_>, found: &mut Found<'_>) -> Owners {
                 ));
             }
         };
-        if let Some(before) = newest.get(&change.slot)
-            && *before >= change.epoch
+        let of_slot = serving.entry(change.slot).or_default();
+        let before = of_slot.iter().filter(|(served, _)| *served <= change.at).map(|(_, epoch)| *epoch).max();
+        of_slot.push((change.served.unwrap_or(change.at), change.epoch));
+        if let Some(before) = before
+            && before >= change.epoch
         {
             let what = format!("{} goes from epoch {before} to {}", change.slot, change.epoch);
             found.broken(Promise::I4, STORE, |slice| told(slice, what));
         }
-        let newest = newest.entry(change.slot).or_insert(change.epoch);
-        *newest = change.epoch.max(*newest);
         let owner = *owners.entry((change.slot, change.epoch)).or_insert(change.owner);
         if owner != change.owner {
             let what = format!("epoch {} of {} has two owners", change.epoch, change.slot);

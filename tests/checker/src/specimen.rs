@@ -245,7 +245,7 @@ impl Model {
             self.history.counted.unknown_outcomes += 1;
             self.history.counted.gap_repairs += 1;
         }
-        self.history.slots.push(SlotChange { at, slot: Slot(room as u16), epoch, owner, how });
+        self.history.slots.push(SlotChange { at, served: None, slot: Slot(room as u16), epoch, owner, how });
     }
 
     fn member(&self, room: u32, user: User) -> &MemberRow {

@@ -206,6 +206,7 @@ impl Script {
         stored.members = Some(vec![member(ALICE, 1), marks, gone]);
         let change = |at, epoch, how| SlotChange {
             at,
+            served: None,
             slot: Slot(9),
             epoch: Epoch(epoch),
             owner: Incarnation(u128::from(epoch) + 70),
@@ -457,6 +458,35 @@ fn i4_a_slot_goes_back() {
         change.owner = Incarnation(4);
         s.history.slots.push(change);
     });
+}
+
+/// An owner under epoch 3 that became so at 25 s and served at 27 s; one under epoch 2 that became so between the two, or after.
+fn set_back(script: &mut Script, lower: Time) {
+    let higher = SlotChange {
+        at: Time(25_000_000),
+        served: Some(Time(27_000_000)),
+        epoch: Epoch(3),
+        owner: Incarnation(73),
+        ..script.history.slots[1]
+    };
+    let lower = SlotChange { at: lower, epoch: Epoch(2), ..higher };
+    // The one under epoch 2 is the owner that the rows name.
+    script.history.slots.pop();
+    script.history.slots.extend([higher, SlotChange { owner: Incarnation(72), served: None, ..lower }]);
+}
+
+#[test]
+fn i4_a_lower_epoch_after_a_higher_one_has_served() {
+    planted(Promise::I4, "slot 9 goes from epoch 3 to 2", &[], |s| set_back(s, Time(27_000_000)));
+}
+
+#[test]
+fn i4_a_lower_epoch_before_a_higher_one_serves() {
+    let mut script = Script::good();
+    set_back(&mut script, Time(26_999_999));
+    let (history, _) = script.finish();
+    let report = check(&history, &Rules::default());
+    assert!(!report.is_violated(), "{report}");
 }
 
 #[test]

@@ -418,6 +418,7 @@ impl World {
     pub fn record_slot(&mut self, slot: u16, epoch: Epoch, incarnation: u128, how: checker::How) {
         let change = checker::SlotChange {
             at: checker::Time(self.schedule.now()),
+            served: None,
             slot: checker::Slot(slot),
             epoch: checker::Epoch(epoch.0),
             owner: checker::Incarnation(incarnation),
@@ -431,7 +432,8 @@ impl World {
         let since = self.coordination.orphaned[place].take();
         sometimes!(self.coverage, Orphaned, since.is_some_and(|since| since + SECOND < self.schedule.now()));
         self.coordination.served[place] = Some(incarnation);
-        let Some(change) = self.coordination.owners.remove(&(slot, epoch, incarnation)) else { return };
+        let Some(mut change) = self.coordination.owners.remove(&(slot, epoch, incarnation)) else { return };
+        change.served = Some(checker::Time(self.schedule.now()));
         self.owner_changes += u64::from(!matches!(change.how, checker::How::Claim | checker::How::Again));
         self.recorder.history.slots.push(change);
     }

@@ -208,6 +208,7 @@ pub(super) fn history(
         let end = seen.values().map(|(at, _)| *at).max().unwrap_or_default();
         all.extend(of_slot.into_iter().map(|(at, row, how)| SlotChange {
             at: at.unwrap_or(end).min(end),
+            served: None,
             slot: checker::Slot(slot.0),
             epoch: checker::Epoch(row.epoch.0),
             owner: Incarnation(row.incarnation.0),
