@@ -91,10 +91,10 @@ fn ok<T>(future: BoxFuture<'static, Result<T, Error>>) -> T {
     wait(future).unwrap()
 }
 
-/// Asks until the answer is right; marks are written when the store likes, within a second.
+/// Asks until the answer is right: of what a store does when it likes. Marks are written within a second, on a machine that is not busy.
 #[track_caller]
 fn eventually<T: PartialEq + std::fmt::Debug>(ask: impl Fn() -> T, want: &T) {
-    for _ in 0..500 {
+    for _ in 0..3_000 {
         if ask() == *want {
             return;
         }
