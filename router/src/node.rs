@@ -268,7 +268,7 @@ impl Default for Limits {
             wanted_in_flight: 512,
             handoffs_below: 4,
             handoffs_in_flight: 4,
-            promise_ms: 50,
+            promise_ms: 25,
         }
     }
 }
