@@ -21,6 +21,8 @@ use scylla::serialize::row::SerializeRow;
 use scylla::statement::{Consistency, SerialConsistency, Statement};
 use scylla::value::{CqlValue, Row};
 use tokio::time::Instant;
+use tracing::instrument::WithSubscriber;
+use tracing::subscriber::NoSubscriber;
 
 use crate::check::{self, Finding};
 use crate::failure;
@@ -32,6 +34,8 @@ use crate::tls::{self, Tls};
 
 /// Between two tries at start: as long as a server takes to open its port, and no busier.
 const TRY_EVERY: Duration = Duration::from_millis(500);
+/// What we wait for is said again so often; a new reason is said at once.
+const SAY_EVERY: Duration = Duration::from_secs(10);
 /// Schema changes wait for all nodes to agree.
 const DDL_TIMEOUT: Duration = Duration::from_secs(60);
 /// Of one question about the lock.
@@ -102,7 +106,8 @@ pub struct Server {
 }
 
 impl Server {
-    /// Waits until one of the nodes answers, and tells `waiting` about it at every try. Dropping the future ends it.
+    /// Waits until one of the nodes answers, and tells `waiting` about it: at once, for each new reason, and every ten seconds.
+    /// Dropping the future ends it.
     pub async fn connect(
         options: Options,
         mut waiting: impl FnMut(&Waiting) + Send,
@@ -113,7 +118,9 @@ impl Server {
         let mut patience = Patience::new(&options);
         let tls = options.tls.as_ref().map(Tls::config).transpose().map_err(ConnectError::Tls)?;
         let session = loop {
-            match Box::pin(builder(&options, tls.clone()).build()).await {
+            // What the driver would log of each try is what `waiting` is told.
+            let quiet = NoSubscriber::default();
+            match Box::pin(builder(&options, tls.clone()).build()).with_subscriber(quiet).await {
                 Ok(session) if data_centres(&session).is_empty() => {
                     // The driver goes on with the names that it was given if the tables of the servers cannot be read.
                     let why = "a server answered, and did not say which servers there are";
@@ -445,11 +452,14 @@ struct Patience {
     nodes: Vec<String>,
     since: Instant,
     deadline: Option<Duration>,
+    /// The reason that was told last, and how long it had lasted then.
+    told: Option<(String, Duration)>,
 }
 
 impl Patience {
     fn new(options: &Options) -> Self {
-        Self { nodes: options.nodes.clone(), since: Instant::now(), deadline: options.start_deadline }
+        let (nodes, deadline) = (options.nodes.clone(), options.start_deadline);
+        Self { nodes, since: Instant::now(), deadline, told: None }
     }
 
     async fn wait(
@@ -465,8 +475,11 @@ impl Patience {
                 why,
             });
         }
-        let state = Waiting { nodes: self.nodes.clone(), waited, why };
-        waiting(&state);
+        let known = self.told.as_ref().is_some_and(|(reason, at)| *reason == why && waited < *at + SAY_EVERY);
+        if !known {
+            waiting(&Waiting { nodes: self.nodes.clone(), waited, why: why.clone() });
+            self.told = Some((why, waited));
+        }
         let left = self.deadline.map_or(TRY_EVERY, |deadline| deadline.saturating_sub(waited));
         tokio::time::sleep(TRY_EVERY.min(left)).await;
         Ok(())
@@ -554,6 +567,21 @@ mod tests {
         assert_eq!(release("what"), (0, 0));
         assert!(release("5.4.0") < LWT_ON_TABLETS && release("2025.3.9") < LWT_ON_TABLETS);
         assert!(release("2026.1") >= LWT_ON_TABLETS);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_reason_is_said_at_once_and_again_after_a_while() {
+        let mut patience = Patience::new(&Options::new(vec!["one:9042".to_owned()], "banyan"));
+        let mut told = Vec::new();
+        for attempt in 0..60 {
+            let why = if (4..6).contains(&attempt) { "busy" } else { "refused" };
+            let note = &mut |waiting: &Waiting| told.push((waiting.waited.as_millis(), waiting.why.clone()));
+            patience.wait(why.to_owned(), note).await.unwrap();
+        }
+        let told: Vec<_> = told.iter().map(|(at, why)| (*at, why.as_str())).collect();
+        let want =
+            [(0, "refused"), (2_000, "busy"), (3_000, "refused"), (13_000, "refused"), (23_000, "refused")];
+        assert_eq!(told, want);
     }
 
     #[tokio::test]

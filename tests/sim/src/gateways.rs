@@ -745,7 +745,11 @@ fn words_of(message: &FromShard) -> String {
                 Answer::Body(_) => "body".to_owned(),
                 Answer::Sent { seq, duplicate, .. } => format!("sent at seq {seq}, duplicate {duplicate}"),
                 Answer::Admitted(admission) => {
-                    format!("admitted at head {}, role {:?}", admission.head, admission.role)
+                    let (delivered, seen) = (admission.delivered, admission.seen);
+                    format!(
+                        "admitted at head {}, role {:?}, marks {delivered}/{seen}",
+                        admission.head, admission.role
+                    )
                 }
                 Answer::Summary(room) => format!("summary of {}", room.room),
                 Answer::UserRooms { .. } => "rooms of a user".to_owned(),
