@@ -37,6 +37,7 @@ pub(crate) struct Metrics {
     silenced: Counter,
     /// Questions that were sent to another owner, or to wait for one.
     moved: Counter,
+    marks_forgotten: Counter,
     /// Reads that the store could not answer.
     pub(crate) read_failed: Counter,
     errors: Vec<(u32, Counter)>,
@@ -66,6 +67,7 @@ impl Metrics {
             fence_reads: counter!("banyan_shard_fence_reads_total"),
             silenced: counter!("banyan_shard_silenced_total"),
             moved: counter!("banyan_shard_moved_total"),
+            marks_forgotten: counter!("banyan_shard_marks_forgotten_total"),
             read_failed: counter!("banyan_shard_read_failed_total"),
             errors: Code::ALL
                 .iter()
@@ -88,6 +90,7 @@ impl Metrics {
             (&self.fence_reads, now.fence_reads, &mut old.fence_reads),
             (&self.silenced, now.silenced, &mut old.silenced),
             (&self.moved, now.moved, &mut old.moved),
+            (&self.marks_forgotten, now.late_marks_forgotten, &mut old.late_marks_forgotten),
         ];
         for (counter, now, old) in counts {
             if now != *old {

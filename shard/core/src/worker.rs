@@ -8,6 +8,7 @@
 //! Does not: decide about a room ([`Room`]) or who owns a slot (`banyan-router`), nor touch store, channels and clocks: its
 //! shell and the simulator carry out its [`Output`]s.
 
+mod late_marks;
 mod outbox;
 mod rooms;
 mod slots;
@@ -30,6 +31,7 @@ use crate::config::Config;
 use crate::gate::{Ended, Gate, ReadId, Why};
 use crate::log::Failed;
 use crate::room::{self, Action, Beacon, HandedRoom, Now, PullRequest, Room, RoomRead, Start};
+use late_marks::LateMarks;
 use outbox::{Missed, Outbox};
 use rooms::{Place, Rooms};
 use slots::{Phase, Slots};
@@ -250,6 +252,8 @@ pub struct Counters {
     pub fence_reads: u64,
     /// What was never said because the fence was seen.
     pub silenced: u64,
+    /// Marks that were forgotten before the store can be trusted to have them: [`late_marks`] was full.
+    pub late_marks_forgotten: u64,
     /// Questions that were sent elsewhere.
     pub moved: u64,
     /// Error answers by code.
@@ -304,6 +308,7 @@ pub struct Worker {
     random: u64,
     slots: Slots,
     rooms: Rooms,
+    late_marks: LateMarks,
     users: Users,
     /// Of each link that has said something. Bound: the links of the process.
     outboxes: BTreeMap<LinkId, Outbox>,
@@ -331,6 +336,7 @@ impl Worker {
         Self {
             random: options.seed,
             rooms: Rooms::new(options.room.hash_seed, slots.len()),
+            late_marks: LateMarks::default(),
             slots,
             users: Users::new(options.room.hash_seed),
             outboxes: BTreeMap::new(),
@@ -850,6 +856,8 @@ impl Worker {
             }
             // They name seqs, and their table is not fenced.
             Action::PutMarks(marks) => {
+                self.counters.late_marks_forgotten +=
+                    self.late_marks.note(now.mono_ms, &speaker.room, &marks);
                 let utterance = Utterance::Marks { room: room(), marks };
                 self.gate.say(now.mono_ms, Why::Stored, utterance);
             }
@@ -906,7 +914,12 @@ impl Worker {
                     ReadAnswer::Segments(records) => room::Input::Segments { ticket, records },
                     ReadAnswer::Said(said) => room::Input::Said { ticket, said },
                     ReadAnswer::Rows(page) => room::Input::Rows { ticket, page },
-                    ReadAnswer::Room(read) => room::Input::RoomRead { ticket, read },
+                    ReadAnswer::Room(mut read) => {
+                        if let (Ok(read), Some(entry)) = (&mut read, self.rooms.entry(place)) {
+                            self.late_marks.lift(now.mono_ms, entry.room.id(), &mut read.members);
+                        }
+                        room::Input::RoomRead { ticket, read }
+                    }
                     ReadAnswer::UserRooms(_) => unreachable!("a room was asked about"),
                 };
                 self.input(now, place, input, out);
@@ -949,6 +962,7 @@ impl Worker {
     fn die(&mut self, out: &mut Vec<Output>) {
         self.dead = true;
         self.rooms.clear();
+        self.late_marks.clear();
         self.users.clear();
         self.outboxes.clear();
         self.tickets.clear();

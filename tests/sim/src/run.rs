@@ -125,6 +125,7 @@ mod tests {
             44_182,
             "etcd was set back under an owner that had not served yet, and so it seemed that epochs fell",
         ),
+        (76_793, "a room that was closed and opened again read marks that were still at the gate"),
         (84_108, "a clock that had jumped cut the window of retries without `since` short"),
         (93_915, "the same"),
         (20_690, "a page that waited for an open came before the leaves that the link had missed"),
