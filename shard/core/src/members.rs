@@ -108,6 +108,21 @@ impl Members {
         }
     }
 
+    /// The same members as they were known before they were read once more: marks do not fall, and what was to be done for them
+    /// still is.
+    pub fn keep_marks(&mut self, before: &Self) {
+        for (user, member) in &mut self.by_user {
+            let Some(known) = before.by_user.get(user) else { continue };
+            (member.unwritten, member.untold) = (known.unwritten, known.untold);
+            let marks = member.marks.max(known.marks);
+            if marks == known.marks {
+                (member.marks, member.hearsay) = (marks, known.hearsay);
+            } else {
+                (member.marks, member.hearsay) = (marks, true);
+            }
+        }
+    }
+
     /// For the next owner: it has written nothing yet, and takes all that it gets for read.
     pub fn hand_over(&mut self) {
         for member in self.by_user.values_mut() {

@@ -252,6 +252,8 @@ pub struct Counters {
     pub fence_reads: u64,
     /// What was never said because the fence was seen.
     pub silenced: u64,
+    /// Rooms that opened again, and knew of higher marks than the store.
+    pub late_marks_used: u64,
     /// Marks that were forgotten before the store can be trusted to have them: [`late_marks`] was full.
     pub late_marks_forgotten: u64,
     /// Questions that were sent elsewhere.
@@ -646,7 +648,7 @@ impl Worker {
         let at = self.slots.at(slot);
         for place in self.rooms.in_slot(at).to_vec() {
             self.input(now, place, room::Input::Drain, out);
-            self.forget(place);
+            self.forget(now, place);
         }
     }
 
@@ -726,7 +728,7 @@ impl Worker {
             // Before it is closed: the marks that it writes then wait for a barrier that this process may not live to see.
             rooms.extend(self.rooms.entry(place).and_then(|entry| entry.room.hand_over()));
             self.input(now, place, room::Input::Close, out);
-            let Some(room) = self.forget(place) else { continue };
+            let Some(room) = self.forget(now, place) else { continue };
             if let Some(said) = room.said() {
                 self.write_said(room.id().clone(), said, out);
             }
@@ -768,16 +770,21 @@ impl Worker {
     /// Forgets a quiet room; where its log ends is written behind a barrier.
     fn close(&mut self, now: Now, place: Place, out: &mut Vec<Output>) {
         self.input(now, place, room::Input::Close, out);
-        let Some(room) = self.forget(place) else { return };
+        let Some(room) = self.forget(now, place) else { return };
         if let Some(said) = room.said() {
             let room = room.id().clone();
             self.gate.say(now.mono_ms, Why::Stored, Utterance::Said { room, said });
         }
     }
 
-    fn forget(&mut self, place: Place) -> Option<Room> {
+    fn forget(&mut self, now: Now, place: Place) -> Option<Room> {
         let entry = self.rooms.entry(place)?;
         let (slot, only_read) = (entry.slot, entry.begun.is_none() && !entry.room.is_absent());
+        if entry.marks_ms.is_some_and(|given| now.mono_ms < given + late_marks::KEPT_MS) {
+            let room = &entry.room;
+            self.counters.late_marks_forgotten +=
+                self.late_marks.note(now.mono_ms, room.id(), room.own_marks());
+        }
         if entry.room.is_writing()
             && let Some(slot) = self.slots.get_mut(slot)
         {
@@ -856,8 +863,9 @@ impl Worker {
             }
             // They name seqs, and their table is not fenced.
             Action::PutMarks(marks) => {
-                self.counters.late_marks_forgotten +=
-                    self.late_marks.note(now.mono_ms, &speaker.room, &marks);
+                if let Some(entry) = self.rooms.entry(speaker.place) {
+                    entry.marks_ms = Some(now.mono_ms);
+                }
                 let utterance = Utterance::Marks { room: room(), marks };
                 self.gate.say(now.mono_ms, Why::Stored, utterance);
             }
@@ -916,7 +924,9 @@ impl Worker {
                     ReadAnswer::Rows(page) => room::Input::Rows { ticket, page },
                     ReadAnswer::Room(mut read) => {
                         if let (Ok(read), Some(entry)) = (&mut read, self.rooms.entry(place)) {
-                            self.late_marks.lift(now.mono_ms, entry.room.id(), &mut read.members);
+                            let lifted =
+                                self.late_marks.lift(now.mono_ms, entry.room.id(), &mut read.members);
+                            self.counters.late_marks_used += u64::from(lifted);
                         }
                         room::Input::RoomRead { ticket, read }
                     }
@@ -1022,7 +1032,7 @@ impl Worker {
             entry.touched = false;
             if entry.room.is_absent() && entry.room.is_quiet() {
                 // Asked for, and not there: nothing to keep.
-                self.forget(place);
+                self.forget(now, place);
             } else {
                 self.rooms.schedule(place);
             }

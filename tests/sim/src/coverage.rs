@@ -51,6 +51,7 @@ situations! {
     // Rooms.
     ReadOpened = "a room was read without being opened in full",
     Rolled = "a segment rolled",
+    MarksLifted = "a room that opened again knew of higher marks than the store",
     ChainLong = "a chain of five segments with rows",
     VoidRows = "rows off the chain",
     // Clients and gateways.

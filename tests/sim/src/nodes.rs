@@ -264,6 +264,7 @@ impl World {
         sometimes!(self.coverage, Rolled, counters.rolls > 0);
         sometimes!(self.coverage, HandoffUsed, counters.opened_passed > 0);
         sometimes!(self.coverage, ReadOpened, counters.read_only > 0);
+        sometimes!(self.coverage, MarksLifted, counters.late_marks_used > 0);
     }
 
     /// It may not go on under its incarnation.

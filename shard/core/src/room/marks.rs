@@ -179,6 +179,13 @@ impl Room {
         }
     }
 
+    /// Marks that this room has lifted or told, and so answers for.
+    pub(crate) fn own_marks(&self) -> Vec<(UserId, Marks)> {
+        let members = self.state.iter().flat_map(|state| state.members.all());
+        let own = members.filter(|member| !member.hearsay && member.marks != Marks::default());
+        own.map(|member| (member.row.user.clone(), member.marks)).collect()
+    }
+
     pub(super) fn write_marks(&mut self, out: &mut Vec<Action>) {
         self.marks.write_at_ms = None;
         let Some(state) = self.state.as_deref_mut() else { return };

@@ -232,7 +232,11 @@ impl Room {
         let (head, n) = (self.log.head(), self.log.n());
         let loaded = read.map(|read| State::load(*read, &rows, head, n, self.seed, &self.config));
         let error = match loaded {
-            Ok(Ok(state)) => {
+            Ok(Ok(mut state)) => {
+                // It was open for reading, and has told marks that may lie on one replica still.
+                if let Some(before) = &self.state {
+                    state.members.keep_marks(&before.members);
+                }
                 self.state = Some(Box::new(state));
                 return self.opened(now, grade, out);
             }

@@ -443,6 +443,34 @@ fn who_tells_marks_that_it_did_not_lift_writes_them_once() {
 }
 
 #[test]
+fn marks_that_were_told_from_one_replica_stay_when_the_room_opens_in_full() {
+    let bob = Marks { delivered: Seq(4), seen: Seq(3), seen_n: 2 };
+    let full = |before: RoomCommand, waits_ms: u64| {
+        let (mut disk, without) = (at_rest(5), at_rest(5));
+        disk.put_marks(vec![(user("bob"), bob)]);
+        let mut bench = Bench::on("r", Config::default(), disk, TENURE, Start::Cold);
+        bench.call(1, "bob", before);
+        let written = bench.flush() + &bench.tick_at(waits_ms);
+        assert_eq!(bench.room.grade, Some(Grade::ReadOpen));
+        // The other replicas answer now.
+        bench.disk = without;
+        bench.call(1, "alice", send("x"));
+        bench.flush();
+        assert_eq!(bench.room.grade, Some(Grade::Full));
+        written + &bench.call(1, "bob", mark(1)) + &bench.flush() + &bench.tick_at(waits_ms + 2_000)
+    };
+    let once = |told: &str| (told.matches("put bob=4/3/2").count(), told.matches("marks 4/3/2").count());
+    // Told, and written before or after.
+    for waits_ms in [0, 1_500] {
+        let told = full(RoomCommand::Subscribe, waits_ms);
+        assert_eq!(once(&told), (1, 1), "{told}");
+    }
+    // Read, and not told before: what is known is known.
+    let told = full(history(None, None, 1), 0);
+    assert_eq!(once(&told), (1, 1), "{told}");
+}
+
+#[test]
 fn a_room_that_was_just_opening_is_not_handed_over() {
     let mut bench = by_hand(stored(RoomKind::Group, false, 1));
     bench.call(1, "bob", send("x"));

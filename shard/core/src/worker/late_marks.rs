@@ -1,11 +1,12 @@
-//! Marks that the store was given a short while ago.
+//! Marks of rooms that were closed a short while after the store was given some.
 //!
-//! A store writes marks when it likes, within a second or so, and does not say when they are there; before that they wait for a
-//! barrier. A room that is closed and opened again sooner reads what was there before, and would tell lower marks than it has told
-//! (I11). So what was given is remembered for a while, and lifts what is read.
+//! A store writes marks when it likes, and does not say when they are there; before that they wait for a barrier. A room that is
+//! closed and opened again sooner reads what was there before, and would tell lower marks than it has told (I11). So whoever closes a
+//! room that has given marks away within [`KEPT_MS`] leaves the marks that it answers for here, for as long again, and they lift what
+//! is read. A room that stays open costs nothing.
 //!
-//! Full policy: above [`MARKS_MAX`] the oldest are forgotten and counted; who comes back to such a room within those seconds, after it
-//! was closed, may be told marks as the store has them. No duty: a store that cannot write for longer than [`KEPT_MS`] is not waited for.
+//! Full policy: above [`MARKS_MAX`] the oldest are forgotten and counted; who comes back to such a room within that time may be told
+//! marks as the store has them. No duty: a store that cannot write for longer than [`KEPT_MS`] is not waited for.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -13,10 +14,11 @@ use banyan_proto::id::{RoomId, UserId};
 use banyan_storage::Marks;
 use banyan_storage::row::MemberRow;
 
-/// A barrier without an answer ends the process after two seconds; a store writes marks once a second, and takes a second at most.
-const KEPT_MS: u64 = 10_000;
+/// A barrier without an answer ends the process after two seconds. A store writes marks once a second, and the longest queue that it
+/// takes in some ten.
+pub(super) const KEPT_MS: u64 = 60_000;
 
-/// Of members, over all rooms of a worker: about 6 MB.
+/// Of members, over all closed rooms of a worker: 6 MB in large rooms, 25 MB where each room has one.
 const MARKS_MAX: usize = 65_536;
 
 type Group = Vec<(UserId, Marks)>;
@@ -30,12 +32,12 @@ pub(super) struct LateMarks {
 }
 
 impl LateMarks {
-    /// The store is given these. Returns how many others were forgotten for them too early.
-    pub(super) fn note(&mut self, now_ms: u64, room: &RoomId, group: &[(UserId, Marks)]) -> u64 {
+    /// The room is closed. Returns how many were forgotten too early.
+    pub(super) fn note(&mut self, now_ms: u64, room: &RoomId, group: Group) -> u64 {
         self.expire(now_ms);
-        self.order.push_back((now_ms, room.clone()));
-        self.by_room.entry(room.clone()).or_default().push_back(group.to_vec());
         self.marks += group.len();
+        self.order.push_back((now_ms, room.clone()));
+        self.by_room.entry(room.clone()).or_default().push_back(group);
         let before = self.marks;
         while self.marks > MARKS_MAX {
             self.forget_oldest();
@@ -43,20 +45,22 @@ impl LateMarks {
         (before - self.marks) as u64
     }
 
-    /// What was read of a room is lifted to what it was given.
-    pub(super) fn lift(&mut self, now_ms: u64, room: &RoomId, read: &mut [(MemberRow, Marks)]) {
+    /// What was read of a room is lifted to what it knew when it was closed. True if that was more.
+    pub(super) fn lift(&mut self, now_ms: u64, room: &RoomId, read: &mut [(MemberRow, Marks)]) -> bool {
         self.expire(now_ms);
-        let Some(groups) = self.by_room.get(room) else { return };
+        let Some(groups) = self.by_room.get(room) else { return false };
+        let mut lifted = false;
         let mut late: BTreeMap<&UserId, Marks> = BTreeMap::new();
         for (user, marks) in groups.iter().flatten() {
             let there = late.entry(user).or_default();
             *there = there.max(*marks);
         }
         for (row, marks) in read {
-            if let Some(late) = late.get(&row.user) {
-                *marks = marks.max(*late);
-            }
+            let known = late.get(&row.user).map_or(*marks, |late| marks.max(*late));
+            lifted |= known != *marks;
+            *marks = known;
         }
+        lifted
     }
 
     pub(super) fn clear(&mut self) {
@@ -107,11 +111,11 @@ mod tests {
     }
 
     #[test]
-    fn what_is_read_is_lifted_to_what_was_given_and_never_below_itself() {
+    fn what_is_read_is_lifted_to_what_was_known_and_never_below_itself() {
         let mut late = LateMarks::default();
-        assert_eq!(late.note(0, &room("a"), &group(&["ann", "bob"], 9)), 0);
-        assert_eq!(late.note(1, &room("a"), &group(&["ann"], 7)), 0);
-        assert_eq!(late.note(2, &room("a"), &group(&["cleo"], 3)), 0);
+        assert_eq!(late.note(0, &room("a"), group(&["ann", "bob"], 9)), 0);
+        assert_eq!(late.note(1, &room("a"), group(&["ann"], 7)), 0);
+        assert_eq!(late.note(2, &room("a"), group(&["cleo"], 3)), 0);
         assert_eq!(told(&mut late, 3, "a", "ann"), 9);
         assert_eq!(told(&mut late, 3, "a", "bob"), 9);
         assert_eq!(told(&mut late, 3, "a", "cleo"), 5);
@@ -122,8 +126,8 @@ mod tests {
     #[test]
     fn it_is_forgotten_after_a_while() {
         let mut late = LateMarks::default();
-        late.note(0, &room("a"), &group(&["ann"], 9));
-        late.note(1, &room("a"), &group(&["ann"], 8));
+        late.note(0, &room("a"), group(&["ann"], 9));
+        late.note(1, &room("a"), group(&["ann"], 8));
         assert_eq!(told(&mut late, KEPT_MS - 1, "a", "ann"), 9);
         assert_eq!(told(&mut late, KEPT_MS, "a", "ann"), 8);
         assert_eq!(told(&mut late, KEPT_MS + 1, "a", "ann"), 5);
@@ -135,9 +139,9 @@ mod tests {
         let mut late = LateMarks::default();
         let users: Vec<String> = (0..MARKS_MAX / 2).map(|i| format!("u{i}")).collect();
         let users: Vec<&str> = users.iter().map(String::as_str).collect();
-        assert_eq!(late.note(0, &room("a"), &group(&users, 9)), 0);
-        assert_eq!(late.note(0, &room("b"), &group(&users, 9)), 0);
-        assert_eq!(late.note(0, &room("c"), &group(&["ann"], 9)), MARKS_MAX as u64 / 2);
+        assert_eq!(late.note(0, &room("a"), group(&users, 9)), 0);
+        assert_eq!(late.note(0, &room("b"), group(&users, 9)), 0);
+        assert_eq!(late.note(0, &room("c"), group(&["ann"], 9)), MARKS_MAX as u64 / 2);
         assert_eq!(told(&mut late, 1, "a", "u1"), 5);
         assert_eq!(told(&mut late, 1, "b", "u1"), 9);
         assert_eq!(told(&mut late, 1, "c", "ann"), 9);

@@ -24,6 +24,8 @@ pub(super) struct Entry {
     /// Had an input in this turn.
     pub(super) touched: bool,
     pub(super) used_ms: u64,
+    /// When it last gave marks to the store.
+    pub(super) marks_ms: Option<u64>,
     /// Its slot has said its last: what the room says of itself (marks) is dropped.
     pub(super) silent: bool,
     /// The number of its opening, and the newest segment that it has begun.
@@ -99,6 +101,7 @@ impl Rooms {
             slot,
             touched: false,
             used_ms: now_ms,
+            marks_ms: None,
             silent: false,
             opening,
             begun: None,

@@ -514,6 +514,44 @@ fn marks_that_rose_during_a_drain_are_written_by_the_next_owner_too() {
     assert_eq!(next.marks, [(UserId::parse("alice").unwrap(), lifted)]);
 }
 
+/// The store of these tests never shows a mark: as one that has not got round to writing them.
+#[test]
+fn a_room_that_opens_again_soon_tells_no_lower_marks_than_it_has_told() {
+    let seen = |world: &mut World| {
+        let mark = RoomCommand::Mark { delivered: None, seen: Some(Seq(1)) };
+        match world.ask("r", mark) {
+            FromShard::Answer { answer: Answer::Body(body), .. } => match *body {
+                v1::server_frame::Body::Mark(marks) => (marks.delivered, marks.seen),
+                other => panic!("{other:?}"),
+            },
+            other => panic!("{other:?}"),
+        }
+    };
+    let mut world = World::new();
+    world.worker.options.open_rooms = 1;
+    world.ask("r", create());
+    assert_eq!(sent(&world.ask("r", text("a"))), (2, 1));
+    assert_eq!(seen(&mut world), (2, 2));
+    // Closed for the sake of another, with the mark at the gate.
+    world.hold_fences = true;
+    world.call(LINK, "alice", "other", RoomCommand::Summary);
+    world.let_go();
+    assert_eq!(seen(&mut world), (2, 2));
+    assert_eq!(world.worker.counters().late_marks_used, 1);
+    // And once more, though it was read and lifted alone.
+    world.ask("other", create());
+    assert_eq!(seen(&mut world), (2, 2));
+    // In a tenure of its own as well, which reads.
+    world.input(Input::Release { slot: SLOT, to: Some(Tenure { epoch: Epoch(2), incarnation: OTHER }) });
+    world.input(Input::Serve { slot: SLOT, tenure: tenure(3), opening: SlotOpening::Full });
+    assert_eq!(seen(&mut world), (2, 2));
+    // When the store can be trusted to have them, what it has counts.
+    world.passes_time(300_000);
+    assert_eq!(world.worker.sizes().0, 0);
+    assert_eq!(seen(&mut world), (1, 1));
+    assert_eq!(world.worker.counters().late_marks_forgotten, 0);
+}
+
 #[test]
 fn a_slot_that_stays_goes_on_in_its_tenure_or_after_the_drain_in_a_new_one() {
     let mut world = World::new();
