@@ -1,5 +1,6 @@
 //! What the store alone must look like: dense seqs and counts, epochs that never fall, times that never fall.
 
+use crate::facts::SlotChange;
 use crate::found::{Found, STORE};
 use crate::history::Kind;
 use crate::id::{Epoch, Incarnation, Seq, Slot, Time};
@@ -25,10 +26,16 @@ type Owners = Map<(Slot, Epoch), Incarnation>;
 ///
 /// They fall where somebody becomes owner under a lower epoch after the owner of a higher one has served. Before that one serves
 /// it has not registered: an etcd that is set back meanwhile may give the slot away under lower epochs, and whoever registers
-/// under the higher one then ends those owners first.
+/// under the higher one then ends those owners first: whoever serves under the lower one all the same has been fenced before, or
+/// that, too, is a fall.
 fn slots(world: &World<'_>, found: &mut Found<'_>) -> Owners {
     let mut owners = Owners::default();
-    let mut serving: Map<Slot, Vec<(Time, Epoch)>> = Map::default();
+    let mut of_slots: Map<Slot, Vec<&SlotChange>> = Map::default();
+    let mut fenced: Map<Incarnation, Time> = Map::default();
+    for fence in &world.history.fences {
+        let at = fenced.entry(fence.incarnation).or_insert(fence.at);
+        *at = fence.at.min(*at);
+    }
     for change in &world.history.slots {
         found.checked(Promise::I4);
         let told = |slice: &mut crate::found::Slice<'_>, what: String| {
@@ -36,9 +43,12 @@ fn slots(world: &World<'_>, found: &mut Found<'_>) -> Owners {
             for other in
                 world.history.slots.iter().filter(|o| o.slot == change.slot && o.epoch >= change.epoch)
             {
+                let seconds = |at: Time| at.0 as f64 / 1e6;
+                let served =
+                    other.served.map(|at| format!(", served from {:.6} s", seconds(at))).unwrap_or_default();
                 slice.fact(format!(
-                    "{:.6} s: {} is owned by {} under epoch {} ({:?})",
-                    other.at.0 as f64 / 1e6,
+                    "{:.6} s: {} is owned by {} under epoch {} ({:?}){served}",
+                    seconds(other.at),
                     other.slot,
                     other.owner,
                     other.epoch,
@@ -46,9 +56,15 @@ fn slots(world: &World<'_>, found: &mut Found<'_>) -> Owners {
                 ));
             }
         };
-        let of_slot = serving.entry(change.slot).or_default();
-        let before = of_slot.iter().filter(|(served, _)| *served <= change.at).map(|(_, epoch)| *epoch).max();
-        of_slot.push((change.served.unwrap_or(change.at), change.epoch));
+        let of_slot = of_slots.entry(change.slot).or_default();
+        let served = |change: &SlotChange| change.served.unwrap_or(change.at);
+        let is_fenced = |at: Time| fenced.get(&change.owner).is_some_and(|fence| *fence <= at);
+        let is_before = |other: &SlotChange| {
+            let served_last = other.owner != change.owner && served(other) <= served(change);
+            served(other) <= change.at || (served_last && !is_fenced(served(other)))
+        };
+        let before = of_slot.iter().filter(|other| is_before(other)).map(|other| other.epoch).max();
+        of_slot.push(change);
         if let Some(before) = before
             && before >= change.epoch
         {

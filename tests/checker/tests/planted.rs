@@ -5,10 +5,10 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use banyan_checker::{
-    Ask, Call, Connection, Content, Counted, Demand, Epoch, Event, Fault, FaultKind, Gap, History, How,
-    Incarnation, Kind, Liveness, Log, Marks, MemberRow, Message, Mode, Origin, Part, Promise, Range, Record,
-    Room, Row, Rules, Seq, Session, Slot, SlotChange, Start, State, Store, StoredRoom, Subscribed, Time,
-    UnixMs, User, Verdict, What, Written, check,
+    Ask, Call, Connection, Content, Counted, Demand, Epoch, Event, Fault, FaultKind, Fence, Gap, History,
+    How, Incarnation, Kind, Liveness, Log, Marks, MemberRow, Message, Mode, Origin, Part, Promise, Range,
+    Record, Room, Row, Rules, Seq, Session, Slot, SlotChange, Start, State, Store, StoredRoom, Subscribed,
+    Time, UnixMs, User, Verdict, What, Written, check,
 };
 
 const ROOM: Room = Room(0);
@@ -484,6 +484,30 @@ fn i4_a_lower_epoch_after_a_higher_one_has_served() {
 fn i4_a_lower_epoch_before_a_higher_one_serves() {
     let mut script = Script::good();
     set_back(&mut script, Time(26_999_999));
+    let (history, _) = script.finish();
+    let report = check(&history, &Rules::default());
+    assert!(!report.is_violated(), "{report}");
+}
+
+/// Both serve, the one under the lower epoch last.
+fn both_serve(script: &mut Script, fence: Option<Time>) {
+    set_back(script, Time(26_000_000));
+    let lower = script.history.slots.last_mut().unwrap();
+    lower.served = Some(Time(28_000_000));
+    let incarnation = lower.owner;
+    script.history.fences.extend(fence.map(|at| Fence { at, incarnation }));
+}
+
+#[test]
+fn i4_an_owner_of_a_lower_epoch_serves_unfenced_after_one_of_a_higher() {
+    planted(Promise::I4, "slot 9 goes from epoch 3 to 2", &[], |s| both_serve(s, None));
+    planted(Promise::I4, "slot 9 goes from epoch 3 to 2", &[], |s| both_serve(s, Some(Time(27_000_001))));
+}
+
+#[test]
+fn i4_an_owner_of_a_lower_epoch_that_was_fenced_is_told_late_to_serve() {
+    let mut script = Script::good();
+    both_serve(&mut script, Some(Time(27_000_000)));
     let (history, _) = script.finish();
     let report = check(&history, &Rules::default());
     assert!(!report.is_violated(), "{report}");
