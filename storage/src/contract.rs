@@ -91,7 +91,8 @@ fn ok<T>(future: BoxFuture<'static, Result<T, Error>>) -> T {
     wait(future).unwrap()
 }
 
-/// Asks until the answer is right: of what a store does when it likes. Marks are written within a second, on a machine that is not busy.
+/// Asks until the answer is right: of what a store does when it likes. Marks are written within a second, on a machine that is not busy;
+/// owners trust a store to have written them within a minute.
 #[track_caller]
 fn eventually<T: PartialEq + std::fmt::Debug>(ask: impl Fn() -> T, want: &T) {
     for _ in 0..3_000 {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use banyan_storage::embedded::{self, Embedded, OpenError};
 use banyan_storage::{Accounts, LogStore};
-use banyan_storage_scylla::{Finding, Level, Scylla, schema};
+use banyan_storage_scylla::{Finding, Level, Scylla};
 use tokio::runtime::Handle;
 use tokio::time::timeout;
 
@@ -27,14 +27,12 @@ impl Store {
             return open_embedded(config).map(|store| Self::Embedded(Arc::new(store)));
         }
         let server = crate::schema_cmd::connect(config, None).await?;
-        for Finding { level, text } in server.check().await {
+        let refused = |error| crate::schema_cmd::refused(&error);
+        server.ready(|waiting| tracing::warn!("{waiting}")).await.map_err(refused)?;
+        for Finding { level, text } in server.check_settings().await {
             match level {
                 Level::Error => {
-                    // What a newer release has written is as with a data directory; the rest is a wrong setting.
-                    let stored = server.schema_version().await.ok().flatten();
-                    let newer = stored.is_some_and(|stored| stored > schema::NEWEST);
-                    let exit = if newer { Exit::Io } else { Exit::Usage };
-                    let failure = Failure::new(exit, format!("the store: {text}"));
+                    let failure = Failure::new(Exit::Usage, format!("the store: {text}"));
                     return Err(failure.with_hint("`banyan schema check` looks at it again"));
                 }
                 Level::Warning => tracing::warn!("the store: {text}"),
@@ -42,7 +40,7 @@ impl Store {
             }
         }
         let opened = server.open(|waiting| tracing::warn!("{waiting}")).await;
-        opened.map(|store| Self::Cluster(Arc::new(store))).map_err(|error| crate::schema_cmd::refused(&error))
+        opened.map(|store| Self::Cluster(Arc::new(store))).map_err(refused)
     }
 
     pub(super) fn log(&self) -> Arc<dyn LogStore> {

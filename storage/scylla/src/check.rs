@@ -53,15 +53,19 @@ fn finding(level: Level, text: impl Into<String>) -> Finding {
 }
 
 pub(crate) async fn run(server: &Server) -> Vec<Finding> {
+    let mut findings = settings(server).await;
+    let usable = match server.schema_version().await {
+        Ok(stored) => schema::usable(&server.options.keyspace, stored),
+        Err(error) => Err(error),
+    };
+    findings.extend(usable.err().map(|error| finding(Level::Error, error.to_string())));
+    findings.sort();
+    findings
+}
+
+/// Of the keyspace and of each server: all but the schema.
+pub(crate) async fn settings(server: &Server) -> Vec<Finding> {
     let mut findings = Vec::new();
-    match server.schema_version().await {
-        Ok(stored) => findings.extend(
-            schema::usable(&server.options.keyspace, stored)
-                .err()
-                .map(|error| finding(Level::Error, error.to_string())),
-        ),
-        Err(error) => findings.push(finding(Level::Error, error.to_string())),
-    }
     let state = server.session.get_cluster_state();
     let ours = |node: &&Arc<Node>| node.datacenter.as_deref() == Some(server.data_centre.as_str());
     let nodes: Vec<_> = state.get_nodes_info().iter().filter(ours).cloned().collect();
@@ -81,7 +85,7 @@ pub(crate) async fn run(server: &Server) -> Vec<Finding> {
         findings.extend(tablets(server, release).await);
     }
     for node in &nodes {
-        match settings(server, node).await {
+        match settings_of(server, node).await {
             Ok(settings) => findings.extend(judge_settings(&node.address.to_string(), &settings)),
             Err(error) => {
                 let text =
@@ -196,7 +200,7 @@ fn judge_tablets(keyspace: &str, release: (u32, u32)) -> Option<Finding> {
 }
 
 /// Of one node, by itself.
-async fn settings(server: &Server, node: &Arc<Node>) -> Result<BTreeMap<String, String>, String> {
+async fn settings_of(server: &Server, node: &Arc<Node>) -> Result<BTreeMap<String, String>, String> {
     let text = match server.product {
         Product::Cassandra => "SELECT name, value FROM system_views.settings",
         Product::Scylla { .. } => "SELECT name, value FROM system.config",

@@ -22,11 +22,11 @@ use scylla::statement::{Consistency, SerialConsistency, Statement};
 use scylla::value::{CqlValue, Row};
 use tokio::time::Instant;
 use tracing::instrument::WithSubscriber;
-use tracing::subscriber::NoSubscriber;
 
 use crate::check::{self, Finding};
 use crate::failure;
 use crate::options::Options;
+use crate::overheard::Overheard;
 use crate::schema::{self, Applied, Replication};
 use crate::statements::{Profiles, Statements};
 use crate::store::Scylla;
@@ -34,7 +34,7 @@ use crate::tls::{self, Tls};
 
 /// Between two tries at start: as long as a server takes to open its port, and no busier.
 const TRY_EVERY: Duration = Duration::from_millis(500);
-/// What we wait for is said again so often; a new reason is said at once.
+/// A reason to wait is said again so often; a new one is said at once.
 const SAY_EVERY: Duration = Duration::from_secs(10);
 /// Schema changes wait for all nodes to agree.
 const DDL_TIMEOUT: Duration = Duration::from_secs(60);
@@ -118,15 +118,24 @@ impl Server {
         let mut patience = Patience::new(&options);
         let tls = options.tls.as_ref().map(Tls::config).transpose().map_err(ConnectError::Tls)?;
         let session = loop {
-            // What the driver would log of each try is what `waiting` is told.
-            let quiet = NoSubscriber::default();
-            match Box::pin(builder(&options, tls.clone()).build()).with_subscriber(quiet).await {
+            // What the driver would log of a try that fails is what `waiting` is told.
+            let heard = Overheard::default();
+            match Box::pin(builder(&options, tls.clone()).build()).with_subscriber(heard.clone()).await {
                 Ok(session) if data_centres(&session).is_empty() => {
                     // The driver goes on with the names that it was given if the tables of the servers cannot be read.
-                    let why = "a server answered, and did not say which servers there are";
-                    patience.wait(why.to_owned(), &mut waiting).await?;
+                    let mut why = "a server answered, and did not say which servers there are".to_owned();
+                    if let Some(last) = heard.take().pop() {
+                        why = format!("{why}: {last}");
+                    }
+                    patience.wait(why, &mut waiting).await?;
                 }
-                Ok(session) => break Arc::new(session),
+                Ok(session) => {
+                    // Of one of the addresses, say, where another one answered.
+                    for line in heard.take() {
+                        tracing::warn!("while connecting to CQL: {line}");
+                    }
+                    break Arc::new(session);
+                }
                 Err(error) => {
                     if let Some(why) = login_refused(&error) {
                         return Err(ConnectError::Login(why));
@@ -242,18 +251,31 @@ impl Server {
         self.change(&format!("DROP KEYSPACE IF EXISTS {}", self.options.keyspace)).await
     }
 
-    /// What an operator should know about the servers' settings, the worst first.
+    /// What an operator should know about schema, keyspace and the servers' settings, the worst first.
     pub async fn check(&self) -> Vec<Finding> {
         check::run(self).await
     }
 
-    /// The store. Waits while a quorum of the servers is not there; refuses a schema that is not the newest.
-    pub async fn open(self, mut waiting: impl FnMut(&Waiting) + Send) -> Result<Scylla, ConnectError> {
-        let mut patience = Patience::new(&self.options);
+    /// [`Server::check`] without the schema: of that [`Server::ready`] tells, which waits where this would only complain.
+    pub async fn check_settings(&self) -> Vec<Finding> {
+        check::settings(self).await
+    }
+
+    /// Waits while a quorum of the servers is not there, and tells `waiting` as [`Server::connect`] does; refuses a schema that
+    /// is not the newest. Dropping the future ends it.
+    pub async fn ready(&self, waiting: impl FnMut(&Waiting) + Send) -> Result<(), ConnectError> {
+        self.ready_within(&mut Patience::new(&self.options), waiting).await
+    }
+
+    async fn ready_within(
+        &self,
+        patience: &mut Patience,
+        mut waiting: impl FnMut(&Waiting) + Send,
+    ) -> Result<(), ConnectError> {
         let keyspace = &self.options.keyspace;
         loop {
             match self.read_version().await {
-                Ok(stored) => break schema::usable(keyspace, stored)?,
+                Ok(stored) => return Ok(schema::usable(keyspace, stored)?),
                 Err(error) if failure::is_passing(&error) => {
                     patience.wait(error.to_string(), &mut waiting).await?
                 }
@@ -263,6 +285,13 @@ impl Server {
                 }
             }
         }
+    }
+
+    /// The store, when the servers are [`Server::ready`].
+    pub async fn open(self, mut waiting: impl FnMut(&Waiting) + Send) -> Result<Scylla, ConnectError> {
+        let mut patience = Patience::new(&self.options);
+        self.ready_within(&mut patience, &mut waiting).await?;
+        let keyspace = &self.options.keyspace;
         let profiles = Profiles::new(&self.options, &self.data_centre);
         let statements = loop {
             match Box::pin(Statements::prepare(&self.session, keyspace, &profiles)).await {
@@ -452,14 +481,14 @@ struct Patience {
     nodes: Vec<String>,
     since: Instant,
     deadline: Option<Duration>,
-    /// The reason that was told last, and how long it had lasted then.
-    told: Option<(String, Duration)>,
+    /// Reasons that were told, and when. Several servers may have several, by turns.
+    told: Vec<(String, Duration)>,
 }
 
 impl Patience {
     fn new(options: &Options) -> Self {
         let (nodes, deadline) = (options.nodes.clone(), options.start_deadline);
-        Self { nodes, since: Instant::now(), deadline, told: None }
+        Self { nodes, since: Instant::now(), deadline, told: Vec::new() }
     }
 
     async fn wait(
@@ -475,10 +504,10 @@ impl Patience {
                 why,
             });
         }
-        let known = self.told.as_ref().is_some_and(|(reason, at)| *reason == why && waited < *at + SAY_EVERY);
-        if !known {
+        self.told.retain(|(_, at)| waited < *at + SAY_EVERY);
+        if self.told.iter().all(|(reason, _)| *reason != why) {
             waiting(&Waiting { nodes: self.nodes.clone(), waited, why: why.clone() });
-            self.told = Some((why, waited));
+            self.told.push((why, waited));
         }
         let left = self.deadline.map_or(TRY_EVERY, |deadline| deadline.saturating_sub(waited));
         tokio::time::sleep(TRY_EVERY.min(left)).await;
@@ -574,13 +603,19 @@ mod tests {
         let mut patience = Patience::new(&Options::new(vec!["one:9042".to_owned()], "banyan"));
         let mut told = Vec::new();
         for attempt in 0..60 {
-            let why = if (4..6).contains(&attempt) { "busy" } else { "refused" };
+            let why = if attempt % 8 == 4 { "busy" } else { "refused" };
             let note = &mut |waiting: &Waiting| told.push((waiting.waited.as_millis(), waiting.why.clone()));
             patience.wait(why.to_owned(), note).await.unwrap();
         }
         let told: Vec<_> = told.iter().map(|(at, why)| (*at, why.as_str())).collect();
-        let want =
-            [(0, "refused"), (2_000, "busy"), (3_000, "refused"), (13_000, "refused"), (23_000, "refused")];
+        let want = [
+            (0, "refused"),
+            (2_000, "busy"),
+            (10_500, "refused"),
+            (14_000, "busy"),
+            (20_500, "refused"),
+            (24_000, "busy"),
+        ];
         assert_eq!(told, want);
     }
 

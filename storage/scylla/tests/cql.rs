@@ -9,7 +9,7 @@
 )]
 
 use std::io::Write as _;
-use std::sync::mpsc::TryRecvError;
+use std::sync::mpsc::{self, TryRecvError};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -682,7 +682,21 @@ fn a_node_down(runtime: &Arc<Runtime>, cluster: &mut Cassandra, nodes: &[String]
     }
     let findings = runtime.block_on(async { connect(options(nodes, "banyan_down")).await.check().await });
     assert!(findings.iter().any(|one| one.text.contains("does not answer")), "{findings:?}");
+    // Who starts now is not refused: it waits, says for what, and goes on when there is a quorum.
+    let patient = Options { start_deadline: None, ..options(nodes, "banyan_down") };
+    let server = runtime.block_on(connect(patient));
+    let settings = runtime.block_on(server.check_settings());
+    assert!(settings.iter().all(|one| one.level != Level::Error), "{settings:?}");
+    let (said, heard) = mpsc::channel();
+    let starting = runtime.spawn(async move {
+        let ready = server.ready(|waiting| said.send(waiting.why.clone()).unwrap()).await;
+        ready.map(|()| server)
+    });
+    let why = heard.recv_timeout(Duration::from_secs(20)).unwrap();
+    assert!(why.contains("consistency"), "{why}");
+    assert!(!starting.is_finished());
     runtime.block_on(cluster.start_all()).unwrap();
+    runtime.block_on(starting).unwrap().unwrap();
     let owner = SlotOwner { epoch: Epoch(1), incarnation: Incarnation(1), closed: false };
     wait(store.put_slot_owner(SlotId(1), owner, None)).unwrap();
     let fresh = room(&format!("down.{tried}"));
@@ -739,7 +753,7 @@ fn old_owners_are_forgotten(runtime: &Runtime, nodes: &[String], store: &Scylla)
 /// It runs a fifth of the time.
 fn a_slow_node(runtime: &Arc<Runtime>, cluster: &mut Cassandra, nodes: &[String]) {
     let store = runtime.block_on(open(options(nodes, "banyan_slow")));
-    let (going_on, ends) = std::sync::mpsc::channel::<()>();
+    let (going_on, ends) = mpsc::channel::<()>();
     std::thread::scope(|scope| {
         let node = cluster.node(0);
         scope.spawn(move || {
