@@ -700,8 +700,9 @@ pub(crate) struct Keys {
 
 impl Keys {
     pub(crate) fn load(&self) -> Result<config::Loaded, Failure> {
+        // What a flag of `serve` makes whole is not known here.
         Settings { config: self.config.clone(), data_dir: self.data_dir.clone(), ..Settings::default() }
-            .load()
+            .load_for_command()
     }
 }
 
@@ -725,7 +726,8 @@ impl Healthcheck {
             ops_listen: self.ops_listen.clone(),
             ..Settings::default()
         };
-        Ok(settings.load()?.config.server.ops_listen)
+        // What a flag of `serve` makes whole is not known here.
+        Ok(settings.load_for_command()?.config.server.ops_listen)
     }
 }
 

@@ -8,9 +8,11 @@ with the tools that it needs.
 import argparse
 import copy
 import importlib.resources
+import ipaddress
 import json
 import os
 import re
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -53,7 +55,7 @@ EVERYTHING = {
     "networkPolicy": {"clientsFrom": [{"ipBlock": {"cidr": "10.0.0.0/8"}}], "extraEgress": [{"ports": [{"port": 443}]}]},
     "imagePullSecrets": [{"name": "pull"}],
     "extraEnv": [{"name": "BANYAN_SCYLLA__PASSWORD", "valueFrom": {"secretKeyRef": {"name": "scylla", "key": "password"}}}],
-    "config": {"limits": {"connections": 50000}, "scylla": {"user": "banyan"}, "log": {"level": "info", "format": "json"}},
+    "config": {"limits": {"connections": 50000}, "scylla": {"user": "banyan"}, "log": {"level": "info", "format": "json"}, "gateway": {"allowed_origins": ["https://a.example", "https://b.example"], "workers": 2}},
 }
 LEAST = {**REQUIRED, "networkPolicy": {"enabled": False}, "scylla": {**REQUIRED["scylla"], "applySchema": False}}
 
@@ -80,6 +82,15 @@ class Banyan:
             raise Wrong(f"{where}: {e}") from e
         self.checked += 1
 
+    def check_health(self, where, command, environment):
+        """It asks, with what the container gives it: nobody answers here, and that is all that is wrong."""
+        need(command[:1] == ["CMD"] and command[1:3] == ["banyan", "healthcheck"], f"{where}: no healthcheck of banyan: {command}")
+        mine = {name: value for name, value in environment.items() if name.startswith("BANYAN_")}
+        # A port that nobody listens on.
+        mine["BANYAN_SERVER__OPS_LISTEN"] = "127.0.0.1:1"
+        done = subprocess.run([self.path, *command[2:]], env={"PATH": os.defpath, **mine}, capture_output=True, text=True)
+        need(done.returncode == 1, f"{where}: its healthcheck ends with {done.returncode}, not 1: {done.stderr.strip()}")
+
 
 # --- Compose ---------------------------------------------------------------------------------------------------
 
@@ -99,8 +110,10 @@ def compose(banyan):
         "a grace shorter than the drain": lambda d: d["services"]["shard-1"].update({"stop_grace_period": "10s"}),
         "a name that is another's": lambda d: d["services"]["shard-1"].update({"command": d["services"]["shard-2"]["command"]}),
         "a balancer at another address": lambda d: d["services"]["haproxy"]["networks"]["cluster"].update({"ipv4_address": "10.77.0.11"}),
+        "an address that another may get": lambda d: d["networks"]["cluster"]["ipam"]["config"][0].update({"ip_range": "10.77.0.0/25"}),
         "a service that is not there": lambda d: d["services"]["haproxy"]["depends_on"].update({"gateway-9": {"condition": "service_healthy"}}),
         "a setting that is none": lambda d: d["services"]["shard-1"]["environment"].update({"BANYAN_SERVER__LISTN": "x"}),
+        "a healthcheck of a bad setting": lambda d: d["services"]["shard-1"]["healthcheck"]["test"].append("--ops-listen=nowhere"),
         "a bad flag": lambda d: d["services"]["shard-1"]["command"].append("--no-such-flag"),
         "monitoring for everybody": lambda d: d["services"]["grafana"].pop("profiles"),
         "a Grafana of any release": lambda d: d["services"]["grafana"].update({"image": "grafana/grafana:latest"}),
@@ -132,6 +145,11 @@ def check_compose(document, banyan):
             known = (DEPLOY / "compose" / source).is_file() if source.startswith(".") else source in document["volumes"]
             need(known, f"compose.yaml: {name}: no volume or file {source}")
     balancer = services["haproxy"]["networks"]["cluster"]["ipv4_address"]
+    [net] = document["networks"]["cluster"]["ipam"]["config"]
+    given_out, whole = ipaddress.ip_network(net["ip_range"]), ipaddress.ip_network(net["subnet"])
+    # Addresses are given out as containers start, and HAProxy starts last.
+    taken = ipaddress.ip_address(balancer)
+    need(given_out.subnet_of(whole) and taken in whole and taken not in given_out, f"compose.yaml: {balancer} may be given to another")
     nodes = {name: s for name, s in services.items() if s.get("command", [])[:1] == ["serve"]}
     roles = {role: [n for n, s in nodes.items() if f"--roles={role}" in s["command"]] for role in ("gateway", "shard")}
     need(len(roles["gateway"]) >= 3 and len(roles["shard"]) >= 3, f"compose.yaml: too few nodes: {roles}")
@@ -148,6 +166,7 @@ def check_compose(document, banyan):
         trusted = environment.get("BANYAN_GATEWAY__TRUSTED_PROXIES")
         need(name in roles["shard"] or trusted == balancer, f"compose.yaml: {name} trusts {trusted}, HAProxy is {balancer}")
         banyan.check(f"compose.yaml: {name}", service["command"], environment)
+        banyan.check_health(f"compose.yaml: {name}", service["healthcheck"]["test"], environment)
     monitoring.check_compose(document, nodes)
 
 
@@ -246,6 +265,10 @@ def check_workload(where, kind, spec, banyan):
     for entry in container["env"]:
         if "secretKeyRef" in entry.get("valueFrom", {}):
             environment[entry["name"]] = "secret"
+        if asked := entry.get("valueFrom", {}).get("resourceFieldRef"):
+            need(asked["containerName"] == container["name"], f"{where}: {entry['name']} is of another container")
+            kind, resource = asked["resource"].split(".")
+            environment[entry["name"]] = container["resources"][kind][resource]
     need(all(value is not None for value in environment.values()), f"{where}: a variable without a value: {environment}")
     need(len(environment) == len(container["env"]), f"{where}: a variable twice")
     arguments = [re.sub(r"\$\((\w+)\)", lambda m: environment[m[1]], a) for a in container["args"]]

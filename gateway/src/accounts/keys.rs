@@ -145,7 +145,7 @@ impl Keys {
         if !path.exists() {
             let made = DirBuilder::new().recursive(true).mode(0o700).create(data_dir);
             made.map_err(|source| Error::Io { what: "make", path: data_dir.to_owned(), source })?;
-            let new = data_dir.join(format!("{FILE}.{}", std::process::id()));
+            let new = beside(data_dir)?;
             Self::generate(algorithm, now)?.write(&new)?;
             // A link, not a rename: it does not replace what another process has put there meanwhile.
             let linked = fs::hard_link(&new, &path);
@@ -198,7 +198,7 @@ impl Keys {
         keys.truncate(KEPT - 1);
         keys.insert(0, Key::generate(algorithm, now)?);
         let keys = Self(keys);
-        let (path, new) = (data_dir.join(FILE), data_dir.join(format!("{FILE}.{}", std::process::id())));
+        let (path, new) = (data_dir.join(FILE), beside(data_dir)?);
         keys.write(&new)?;
         fs::rename(&new, &path).map_err(|source| Error::Io { what: "replace", path, source })?;
         sync_dir(data_dir)?;
@@ -215,8 +215,6 @@ impl Keys {
         });
         let stored = Stored { format: FORMAT, keys: keys.collect() };
         let text = serde_json::to_vec_pretty(&stored).map_err(|error| io(error.into()))?;
-        // What a crash left behind would keep its own mode.
-        fs::remove_file(path).ok();
         let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(io)?;
         file.write_all(&text).map_err(io)?;
         file.write_all(b"\n").map_err(io)?;
@@ -243,6 +241,13 @@ impl Keys {
 fn is_too_open(mode: u32, owner: u32) -> bool {
     let allowed = if owner == 0 { 0o740 } else { 0o700 };
     mode & 0o777 & !allowed != 0
+}
+
+/// A name for what is not whole yet, that nobody else has: of several containers on one volume each has the process id 1.
+fn beside(data_dir: &Path) -> Result<PathBuf, Error> {
+    let mut name = [0; 12];
+    getrandom::fill(&mut name)?;
+    Ok(data_dir.join(format!("{FILE}.{}", URL_SAFE_NO_PAD.encode(name))))
 }
 
 fn sync_dir(dir: &Path) -> Result<(), Error> {

@@ -11,9 +11,10 @@ pub(crate) fn watch_begun(how: &'static str) {
     metrics::counter!("banyan_router_watch_begun_total", "how" => how).increment(1);
 }
 
-/// Slots that this node serves.
-pub(crate) fn slots_served(slots: usize) {
-    metrics::gauge!("banyan_router_slots_served").set(slots as f64);
+/// All slots of the cluster, and those that this node serves.
+pub(crate) fn slots(all: u32, served: usize) {
+    metrics::gauge!("banyan_router_slots").set(f64::from(all));
+    metrics::gauge!("banyan_router_slots_served").set(served as f64);
 }
 
 /// This node serves a slot from now on. `opening`: `handed_over` from the old owner's memory, `full` from the store.

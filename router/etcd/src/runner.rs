@@ -433,7 +433,7 @@ impl Runner {
         if !same_target {
             self.next_view.target = target.cloned();
         }
-        metrics::slots_served(self.next_view.serving);
+        metrics::slots(self.next_view.slots.count().get(), self.next_view.serving);
         self.view.send_replace(self.next_view.clone());
     }
 

@@ -1,6 +1,7 @@
 //! What links count. Handles are looked up per link or where something rare happens, never per message.
 
 use metrics::{Counter, Gauge, counter, gauge};
+use rustls::pki_types::UnixTime;
 
 use crate::why::Why;
 
@@ -32,6 +33,11 @@ impl Stream {
 /// Links that are up. `side`: `dialled` or `accepted`.
 pub(crate) fn links(side: &'static str) -> Gauge {
     gauge!("banyan_peer_links", "side" => side)
+}
+
+/// When the own certificate for links ends, in Unix time.
+pub(crate) fn certificate_expires(at: UnixTime) {
+    gauge!("banyan_peer_certificate_expires_seconds").set(at.as_secs() as f64);
 }
 
 /// Has every way for a link to end counted from 0: a counter that begins with its first event shows no increase by it.

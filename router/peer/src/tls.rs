@@ -20,11 +20,14 @@ use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, ring};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
-use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme};
+use rustls::{
+    CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme,
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::Error;
 use crate::hello::{Me, role_word, words_of};
+use crate::metrics;
 use crate::why::Why;
 
 const SCHEME: &str = "banyan://";
@@ -151,6 +154,8 @@ struct Loaded {
     server: Arc<ServerConfig>,
     client: Arc<ClientConfig>,
     identity: Identity,
+    /// When the certificate ends, if it does.
+    expires: Option<UnixTime>,
 }
 
 /// Certificates in use.
@@ -171,7 +176,9 @@ impl fmt::Debug for Tls {
 impl Tls {
     pub fn load(files: TlsFiles) -> Result<Arc<Self>, Error> {
         let stamps = stamps(&files);
-        let current = RwLock::new(Arc::new(Loaded::new(&files)?));
+        let loaded = Loaded::new(&files)?;
+        loaded.publish();
+        let current = RwLock::new(Arc::new(loaded));
         Ok(Arc::new(Self { files, current, stamps: Mutex::new(stamps) }))
     }
 
@@ -179,6 +186,7 @@ impl Tls {
     pub fn reload(&self) -> Result<(), Error> {
         let stamps = stamps(&self.files);
         let loaded = Arc::new(Loaded::new(&self.files)?);
+        loaded.publish();
         *self.current.write().unwrap_or_else(PoisonError::into_inner) = loaded;
         *self.stamps.lock().unwrap_or_else(PoisonError::into_inner) = stamps;
         Ok(())
@@ -202,6 +210,11 @@ impl Tls {
                 Err(_) => {}
             }
         }
+    }
+
+    /// When the own certificate ends, if it does.
+    pub fn expires(&self) -> Option<UnixTime> {
+        self.loaded().expires
     }
 
     /// Of the own certificate.
@@ -268,6 +281,15 @@ impl Loaded {
         verifier
             .verify_server_cert(&chain[0], &chain[1..], &name(), &[], UnixTime::now())
             .map_err(|error| wrong(&files.cert, error.to_string()))?;
+        // The verifier is who reads dates: at the end of time it says since when this is over.
+        let end_of_time = UnixTime::since_unix_epoch(Duration::from_secs(u64::from(u32::MAX) * 64));
+        let over = verifier.verify_server_cert(&chain[0], &chain[1..], &name(), &[], end_of_time);
+        let expires = match over {
+            Err(rustls::Error::InvalidCertificate(CertificateError::ExpiredContext {
+                not_after, ..
+            })) => Some(not_after),
+            _ => None,
+        };
         let mut client = ClientConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&rustls::version::TLS13])
             .map_err(tls)?
@@ -276,7 +298,13 @@ impl Loaded {
             .with_client_auth_cert(chain, key)
             .map_err(|error| wrong(&files.cert, error.to_string()))?;
         client.alpn_protocols = vec![ALPN.to_vec()];
-        Ok(Self { server: Arc::new(server), client: Arc::new(client), identity })
+        Ok(Self { server: Arc::new(server), client: Arc::new(client), identity, expires })
+    }
+
+    fn publish(&self) {
+        if let Some(at) = self.expires {
+            metrics::certificate_expires(at);
+        }
     }
 }
 

@@ -63,7 +63,7 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- range $section, $keys := .Values.config }}
 {{- range $key, $value := $keys }}
 - name: BANYAN_{{ upper $section }}__{{ upper $key }}
-  value: {{ if kindIs "float64" $value }}{{ int64 $value | quote }}{{ else }}{{ $value | toString | quote }}{{ end }}
+  value: {{ if kindIs "slice" $value }}{{ join "," $value | quote }}{{ else if kindIs "float64" $value }}{{ int64 $value | quote }}{{ else }}{{ $value | toString | quote }}{{ end }}
 {{- end }}
 {{- end }}
 {{- with .Values.extraEnv }}
@@ -101,6 +101,19 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 - name: BANYAN_SERVER__DRAIN_DEADLINE
   value: "{{ .Values.drainSeconds }}s"
 {{ include "banyan.environment" . }}
+{{- end -}}
+
+{{/* Pods have no limit of processors: what grows with them goes by what was asked for, or memory would not do. */}}
+{{- define "banyan.sizes" -}}
+{{- $root := .root }}
+{{- if dig "requests" "cpu" "" .resources }}
+{{- range $section, $key := dict "gateway" "workers" "accounts" "hashing_concurrency" }}
+{{- if not (hasKey (get $root.Values.config $section | default dict) $key) }}
+- name: BANYAN_{{ upper $section }}__{{ upper $key }}
+  valueFrom: {resourceFieldRef: {containerName: banyan, resource: requests.cpu}}
+{{- end }}
+{{- end }}
+{{- end }}
 {{- end -}}
 
 {{- define "banyan.podSecurity" -}}
