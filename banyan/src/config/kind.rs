@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+use banyan_storage_scylla::{KEYSPACE, is_keyspace};
 use tracing_subscriber::filter::Targets;
 
 /// One kibibyte, the unit of the sizes below.
@@ -378,6 +379,25 @@ impl Kind for Name {
     }
 }
 
+/// Of the tables in the store.
+pub(crate) struct Keyspace;
+
+impl Kind for Keyspace {
+    type Value = String;
+
+    fn read(&self, given: &Given<'_>) -> Option<String> {
+        given.text().filter(|text| is_keyspace(text)).map(str::to_owned)
+    }
+
+    fn show(&self, value: &String) -> Shown {
+        Shown::Text(value.clone())
+    }
+
+    fn allowed(&self) -> String {
+        KEYSPACE.to_owned()
+    }
+}
+
 /// One of a closed set of words.
 pub(crate) struct Choice<T: 'static>(pub(crate) &'static [(&'static str, T)]);
 
@@ -604,6 +624,10 @@ mod tests {
         check(&Name, "", None);
         check(&Name, "a b", None);
         check(&Name, &"x".repeat(65), None);
+        check(&Keyspace, "banyan_2", Some("banyan_2".to_owned()));
+        for bad in ["", "2b", "Banyan", "ban-yan", "ban.yan", &"x".repeat(49)] {
+            check(&Keyspace, bad, None);
+        }
         check(&Location, "", None);
         check(&Location, "a\nb", None);
         check(&OptionalLocation, "", Some(None));

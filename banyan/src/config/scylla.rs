@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::kind::{Count, Name, OptionalLocation};
+use super::kind::{Count, Keyspace, Name, OptionalLocation};
 use super::place::{OptionalText, Password, Places, Secret};
 use super::section::section;
 
@@ -13,7 +13,7 @@ section! {
         /// Some of its servers; the others are found through them.
         nodes: Vec<String> = Vec::new(), Places;
         /// The keyspace with Banyan's tables: `banyan schema apply` makes it.
-        keyspace: String = "banyan".to_owned(), Name;
+        keyspace: String = "banyan".to_owned(), Keyspace;
         /// The one data centre whose replicas answer; others hold copies.
         datacenter: String = "datacenter1".to_owned(), Name;
         /// Copies of every row in that data centre. With 3 the store goes on while one server is away.

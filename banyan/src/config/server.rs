@@ -16,8 +16,8 @@ section! {
         listen: SocketAddr = SocketAddr::from((Ipv4Addr::LOCALHOST, 8000)), Address;
         /// Where operators look: /livez, /readyz, /metrics, /admin. All but the last have no log-in, so keep it off public networks.
         ops_listen: SocketAddr = SocketAddr::from((Ipv4Addr::LOCALHOST, 9000)), Address;
-        /// Opens the admin page on the ops port: the ring, its nodes, where a room is. At least 16 characters; `openssl rand -hex 32`
-        /// makes a good one. Empty: there is no page. Better as admin_token_file, or as the variable BANYAN_SERVER__ADMIN_TOKEN.
+        /// Opens the admin page on the ops port: the ring, its nodes, where a room is. 16 to 256 visible characters of ASCII;
+        /// `openssl rand -hex 32` makes a good one. Empty: there is no page. Better as admin_token_file, or as the variable BANYAN_SERVER__ADMIN_TOKEN.
         admin_token: Password = Password::default(), Secret;
         /// File that holds that token and nothing else; read at the start.
         admin_token_file: Option<PathBuf> = None, OptionalLocation;

@@ -17,6 +17,7 @@ mod marks;
 mod members;
 mod metrics;
 mod options;
+mod overheard;
 mod owners;
 mod rows;
 pub mod schema;
@@ -27,7 +28,7 @@ mod tls;
 mod unsettled;
 
 pub use check::{Finding, Level};
-pub use options::Options;
+pub use options::{KEYSPACE, Options, is_keyspace};
 pub use server::{ConnectError, Server, Waiting};
 pub use store::Scylla;
 pub use tls::Tls;

@@ -48,6 +48,16 @@ pub struct Options {
     pub silence_max: Duration,
 }
 
+/// What [`is_keyspace`] takes, in words.
+pub const KEYSPACE: &str = "a small letter, then small letters, digits and _, at most 48 in all";
+
+/// Whether this names a keyspace without quotes.
+pub fn is_keyspace(name: &str) -> bool {
+    let first = name.bytes().next().is_some_and(|byte| byte.is_ascii_lowercase());
+    let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_';
+    first && name.len() <= 48 && name.bytes().all(plain)
+}
+
 impl Options {
     pub fn new(nodes: Vec<String>, keyspace: impl Into<String>) -> Self {
         Self {
@@ -78,14 +88,7 @@ impl Options {
             return Some("no CQL node is named".to_owned());
         }
         let name = &self.keyspace;
-        let first = name.bytes().next().is_some_and(|byte| byte.is_ascii_lowercase());
-        let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_';
-        if !first || name.len() > 48 || !name.bytes().all(plain) {
-            return Some(format!(
-                "{name:?} is no keyspace: a small letter, then small letters, digits and _, at most 48 in all"
-            ));
-        }
-        None
+        (!is_keyspace(name)).then(|| format!("{name:?} is no keyspace: {KEYSPACE}"))
     }
 }
 
