@@ -113,13 +113,13 @@ impl Members {
     pub fn keep_marks(&mut self, before: &Self) {
         for (user, member) in &mut self.by_user {
             let Some(known) = before.by_user.get(user) else { continue };
+            let read = member.marks;
+            member.marks = read.max(known.marks);
             (member.unwritten, member.untold) = (known.unwritten, known.untold);
-            let marks = member.marks.max(known.marks);
-            if marks == known.marks {
-                (member.marks, member.hearsay) = (marks, known.hearsay);
-            } else {
-                (member.marks, member.hearsay) = (marks, true);
-            }
+            let is_own = !known.hearsay && known.marks != Marks::default();
+            // More was read than what was told as one's own: that is told, and so written, from now on.
+            member.unwritten |= is_own && member.marks != known.marks;
+            member.hearsay = member.marks != Marks::default() && !is_own;
         }
     }
 

@@ -82,7 +82,7 @@ impl MarkTimes {
         }
     }
 
-    /// Takes over what an earlier owner has not written or told.
+    /// Takes over what an earlier owner, or an earlier reading, has not written or told.
     pub(super) fn adopt(&mut self, now: Now, members: &Members, config: &Config) {
         self.unwritten =
             members.all().filter(|member| member.unwritten).map(|member| member.row.user.clone()).collect();
@@ -193,6 +193,8 @@ impl Room {
         for user in self.marks.unwritten.drain(..) {
             if let Some(member) = state.members.marks_of(user.as_str()) {
                 *member.unwritten = false;
+                // An earlier owner's, too, are this one's own now.
+                *member.hearsay = false;
                 group.push((user, *member.marks));
             }
         }

@@ -236,6 +236,7 @@ impl Room {
                 // It was open for reading, and has told marks that may lie on one replica still.
                 if let Some(before) = &self.state {
                     state.members.keep_marks(&before.members);
+                    self.marks.adopt(now, &state.members, &self.config);
                 }
                 self.state = Some(Box::new(state));
                 return self.opened(now, grade, out);

@@ -35,6 +35,9 @@ impl LateMarks {
     /// The room is closed. Returns how many were forgotten too early.
     pub(super) fn note(&mut self, now_ms: u64, room: &RoomId, group: Group) -> u64 {
         self.expire(now_ms);
+        if group.is_empty() || group.len() > MARKS_MAX {
+            return group.len() as u64;
+        }
         self.marks += group.len();
         self.order.push_back((now_ms, room.clone()));
         self.by_room.entry(room.clone()).or_default().push_back(group);
@@ -145,5 +148,10 @@ mod tests {
         assert_eq!(told(&mut late, 1, "a", "u1"), 5);
         assert_eq!(told(&mut late, 1, "b", "u1"), 9);
         assert_eq!(told(&mut late, 1, "c", "ann"), 9);
+        // One that is too large by itself takes no other's place.
+        let more: Vec<&str> = users.iter().cycle().take(MARKS_MAX + 1).copied().collect();
+        assert_eq!(late.note(2, &room("d"), group(&more, 9)), MARKS_MAX as u64 + 1);
+        assert_eq!(late.note(2, &room("e"), Vec::new()), 0);
+        assert_eq!((told(&mut late, 3, "c", "ann"), late.order.len()), (9, 2));
     }
 }

@@ -512,21 +512,27 @@ fn marks_that_rose_during_a_drain_are_written_by_the_next_owner_too() {
     next.passes_time(2_000);
     let lifted = Marks { delivered: Seq(2), seen: Seq(2), seen_n: 1 };
     assert_eq!(next.marks, [(UserId::parse("alice").unwrap(), lifted)]);
+    // And are its own then: a store that does not show them yet does not lower them.
+    next.worker.options.open_rooms = 1;
+    next.call(LINK, "alice", "other", RoomCommand::Summary);
+    assert_eq!(seen(&mut next), (2, 2));
+}
+
+/// How far alice has got, as she is told when she states less.
+#[track_caller]
+fn seen(world: &mut World) -> (u64, u64) {
+    match world.ask("r", RoomCommand::Mark { delivered: None, seen: Some(Seq(1)) }) {
+        FromShard::Answer { answer: Answer::Body(body), .. } => match *body {
+            v1::server_frame::Body::Mark(marks) => (marks.delivered, marks.seen),
+            other => panic!("{other:?}"),
+        },
+        other => panic!("{other:?}"),
+    }
 }
 
 /// The store of these tests never shows a mark: as one that has not got round to writing them.
 #[test]
 fn a_room_that_opens_again_soon_tells_no_lower_marks_than_it_has_told() {
-    let seen = |world: &mut World| {
-        let mark = RoomCommand::Mark { delivered: None, seen: Some(Seq(1)) };
-        match world.ask("r", mark) {
-            FromShard::Answer { answer: Answer::Body(body), .. } => match *body {
-                v1::server_frame::Body::Mark(marks) => (marks.delivered, marks.seen),
-                other => panic!("{other:?}"),
-            },
-            other => panic!("{other:?}"),
-        }
-    };
     let mut world = World::new();
     world.worker.options.open_rooms = 1;
     world.ask("r", create());
