@@ -58,17 +58,23 @@ fn slots(world: &World<'_>, found: &mut Found<'_>) -> Owners {
         };
         let of_slot = of_slots.entry(change.slot).or_default();
         let served = |change: &SlotChange| change.served.unwrap_or(change.at);
-        let is_fenced = |at: Time| fenced.get(&change.owner).is_some_and(|fence| *fence <= at);
-        let is_before = |other: &SlotChange| {
-            let served_last = other.owner != change.owner && served(other) <= served(change);
-            served(other) <= change.at || (served_last && !is_fenced(served(other)))
+        // Both have served, the one of the lower epoch last, and nobody had ended that one.
+        let serves_last = |lower: &SlotChange, higher: &SlotChange| {
+            let fenced_first = fenced.get(&lower.owner).is_some_and(|fence| *fence <= served(higher));
+            lower.owner != higher.owner && served(higher) <= served(lower) && !fenced_first
         };
-        let before = of_slot.iter().filter(|other| is_before(other)).map(|other| other.epoch).max();
+        let before = of_slot
+            .iter()
+            .filter(|other| served(other) <= change.at || serves_last(change, other))
+            .map(|other| (other.epoch, change.epoch));
+        let after = of_slot
+            .iter()
+            .filter(|other| other.epoch < change.epoch && serves_last(other, change))
+            .map(|other| (change.epoch, other.epoch));
+        let fall = before.max().into_iter().chain(after.max()).find(|(from, to)| from >= to);
         of_slot.push(change);
-        if let Some(before) = before
-            && before >= change.epoch
-        {
-            let what = format!("{} goes from epoch {before} to {}", change.slot, change.epoch);
+        if let Some((from, to)) = fall {
+            let what = format!("{} goes from epoch {from} to {to}", change.slot);
             found.broken(Promise::I4, STORE, |slice| told(slice, what));
         }
         let owner = *owners.entry((change.slot, change.epoch)).or_insert(change.owner);

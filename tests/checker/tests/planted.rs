@@ -505,6 +505,16 @@ fn i4_an_owner_of_a_lower_epoch_serves_unfenced_after_one_of_a_higher() {
 }
 
 #[test]
+fn i4_an_owner_of_a_lower_epoch_from_before_serves_unfenced_after_one_of_a_higher() {
+    planted(Promise::I4, "slot 9 goes from epoch 3 to 2", &[], |s| {
+        both_serve(s, None);
+        let lower = s.history.slots.len() - 1;
+        s.history.slots[lower].at = Time(24_000_000);
+        s.history.slots.swap(lower - 1, lower);
+    });
+}
+
+#[test]
 fn i4_an_owner_of_a_lower_epoch_that_was_fenced_is_told_late_to_serve() {
     let mut script = Script::good();
     both_serve(&mut script, Some(Time(27_000_000)));
