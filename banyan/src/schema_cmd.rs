@@ -122,6 +122,8 @@ pub(crate) fn refused(error: &ConnectError) -> Failure {
         ConnectError::Tls(_) => failure.with_hint(
             "scylla.ca must be the authority of the servers' certificates, which must hold their addresses or scylla.server_name; scylla.cert and scylla.key must be of the authority that the servers trust",
         ),
+        ConnectError::Refused(_) => failure
+            .with_hint("the role of scylla.user needs SELECT and MODIFY on the keyspace (scylla.keyspace)"),
         ConnectError::Login(_) => {
             failure.with_hint("scylla.user and scylla.password (BANYAN_SCYLLA__PASSWORD) must be those of a role that may log in")
         }

@@ -27,8 +27,7 @@ impl Store {
             return open_embedded(config).map(|store| Self::Embedded(Arc::new(store)));
         }
         let server = crate::schema_cmd::connect(config, None).await?;
-        let refused = |error| crate::schema_cmd::refused(&error);
-        server.ready(|waiting| tracing::warn!("{waiting}")).await.map_err(refused)?;
+        // Settings first: with some of them there is no quorum to wait for. Of the schema the opening tells.
         for Finding { level, text } in server.check_settings().await {
             match level {
                 Level::Error => {
@@ -40,7 +39,7 @@ impl Store {
             }
         }
         let opened = server.open(|waiting| tracing::warn!("{waiting}")).await;
-        opened.map(|store| Self::Cluster(Arc::new(store))).map_err(refused)
+        opened.map(|store| Self::Cluster(Arc::new(store))).map_err(|error| crate::schema_cmd::refused(&error))
     }
 
     pub(super) fn log(&self) -> Arc<dyn LogStore> {

@@ -75,6 +75,8 @@ pub enum ConnectError {
     NotThere { nodes: String, waited_s: u64, why: String },
     #[error("the CQL servers refuse the login: {0}")]
     Login(String),
+    #[error("the CQL servers do not let us read the keyspace: {0}")]
+    Refused(String),
     #[error("there is no TLS with the CQL servers: {0}")]
     Tls(String),
     #[error("the CQL servers have no data centre {wanted:?}; they have: {there}")]
@@ -256,42 +258,25 @@ impl Server {
         check::run(self).await
     }
 
-    /// [`Server::check`] without the schema: of that [`Server::ready`] tells, which waits where this would only complain.
+    /// [`Server::check`] without the schema. Needs no quorum: it names settings with which none could be had.
     pub async fn check_settings(&self) -> Vec<Finding> {
         check::settings(self).await
     }
 
-    /// Waits while a quorum of the servers is not there, and tells `waiting` as [`Server::connect`] does; refuses a schema that
-    /// is not the newest. Dropping the future ends it.
-    pub async fn ready(&self, waiting: impl FnMut(&Waiting) + Send) -> Result<(), ConnectError> {
-        self.ready_within(&mut Patience::new(&self.options), waiting).await
-    }
-
-    async fn ready_within(
-        &self,
-        patience: &mut Patience,
-        mut waiting: impl FnMut(&Waiting) + Send,
-    ) -> Result<(), ConnectError> {
+    /// The store. Waits while a quorum of the servers is not there, and tells `waiting` as [`Server::connect`] does; refuses a
+    /// schema that is not the newest. Dropping the future ends it.
+    pub async fn open(self, mut waiting: impl FnMut(&Waiting) + Send) -> Result<Scylla, ConnectError> {
+        let mut patience = Patience::new(&self.options);
         let keyspace = &self.options.keyspace;
         loop {
             match self.read_version().await {
-                Ok(stored) => return Ok(schema::usable(keyspace, stored)?),
+                Ok(stored) => break schema::usable(keyspace, stored)?,
                 Err(error) if failure::is_passing(&error) => {
                     patience.wait(error.to_string(), &mut waiting).await?
                 }
-                Err(error) => {
-                    let doing = format!("reading the schema version of {keyspace}");
-                    return Err(schema::Error::Cql { doing, why: error.to_string() }.into());
-                }
+                Err(error) => return Err(ConnectError::Refused(error.to_string())),
             }
         }
-    }
-
-    /// The store, when the servers are [`Server::ready`].
-    pub async fn open(self, mut waiting: impl FnMut(&Waiting) + Send) -> Result<Scylla, ConnectError> {
-        let mut patience = Patience::new(&self.options);
-        self.ready_within(&mut patience, &mut waiting).await?;
-        let keyspace = &self.options.keyspace;
         let profiles = Profiles::new(&self.options, &self.data_centre);
         let statements = loop {
             match Box::pin(Statements::prepare(&self.session, keyspace, &profiles)).await {
@@ -614,7 +599,7 @@ mod tests {
             (10_500, "refused"),
             (14_000, "busy"),
             (20_500, "refused"),
-            (24_000, "busy"),
+            (26_000, "busy"),
         ];
         assert_eq!(told, want);
     }
