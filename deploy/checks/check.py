@@ -233,6 +233,11 @@ def plant_in_chart(helm, documents, banyan, directory):
             if document["kind"] == "Deployment":
                 plant(document["spec"]["template"]["spec"])
         expect_wrong(f"a Deployment with {words}", lambda: check_documents("planted", broken, banyan))
+    broken = copy.deepcopy(documents)
+    for document in broken:
+        if document["kind"] == "Deployment":
+            document["spec"]["strategy"]["rollingUpdate"]["maxUnavailable"] = 1
+    expect_wrong("a Deployment that takes one before it gives one", lambda: check_documents("planted", broken, banyan))
 
 
 def check_documents(name, documents, banyan):
@@ -267,8 +272,8 @@ def check_workload(where, kind, spec, banyan):
             environment[entry["name"]] = "secret"
         if asked := entry.get("valueFrom", {}).get("resourceFieldRef"):
             need(asked["containerName"] == container["name"], f"{where}: {entry['name']} is of another container")
-            kind, resource = asked["resource"].split(".")
-            environment[entry["name"]] = container["resources"][kind][resource]
+            bound, resource = asked["resource"].split(".")
+            environment[entry["name"]] = container["resources"][bound][resource]
     need(all(value is not None for value in environment.values()), f"{where}: a variable without a value: {environment}")
     need(len(environment) == len(container["env"]), f"{where}: a variable twice")
     arguments = [re.sub(r"\$\((\w+)\)", lambda m: environment[m[1]], a) for a in container["args"]]

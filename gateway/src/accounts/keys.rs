@@ -216,9 +216,12 @@ impl Keys {
         let stored = Stored { format: FORMAT, keys: keys.collect() };
         let text = serde_json::to_vec_pretty(&stored).map_err(|error| io(error.into()))?;
         let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(io)?;
-        file.write_all(&text).map_err(io)?;
-        file.write_all(b"\n").map_err(io)?;
-        file.sync_all().map_err(io)
+        let written =
+            file.write_all(&text).and_then(|()| file.write_all(b"\n")).and_then(|()| file.sync_all());
+        if written.is_err() {
+            fs::remove_file(path).ok();
+        }
+        written.map_err(io)
     }
 
     /// The key that signs.

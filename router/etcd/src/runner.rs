@@ -703,6 +703,7 @@ impl Runner {
             (Why::Dead(End::NotJoined), Some(other)) => Why::Taken(Box::new(other)),
             (why, _) => why,
         };
+        metrics::slots(self.next_view.slots.count().get(), 0);
         tracing::info!(node = %self.node.me().node, ?why, "this run is over");
         Ended { node: self.node, why }
     }

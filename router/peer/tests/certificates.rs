@@ -197,7 +197,11 @@ fn what_is_made_is_private_and_never_overwritten() {
         assert!(error.contains("not overwritten"), "{error}");
     }
     assert_eq!(paths.iter().map(|path| fs::read(path).unwrap()).collect::<Vec<_>>(), contents);
-    let identity = Tls::load(files(ca.path(), &made)).unwrap().identity();
+    let loaded = Tls::load(files(ca.path(), &made)).unwrap();
+    let left = loaded.expires().unwrap().as_secs() - now().0 / 1_000;
+    let year = YEAR.as_secs();
+    assert!((year - 60..=year).contains(&left), "it ends in {left} s, not in {year}");
+    let identity = loaded.identity();
     assert_eq!(
         (identity.cluster.as_str(), identity.node.as_str(), &identity.roles[..]),
         ("test", "n", &roles[..])

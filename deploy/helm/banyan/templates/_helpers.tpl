@@ -106,7 +106,7 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{/* Pods have no limit of processors: what grows with them goes by what was asked for, or memory would not do. */}}
 {{- define "banyan.sizes" -}}
 {{- $root := .root }}
-{{- if dig "requests" "cpu" "" .resources }}
+{{- if dig "requests" "cpu" "" (.resources | default dict) }}
 {{- range $section, $key := dict "gateway" "workers" "accounts" "hashing_concurrency" }}
 {{- if not (hasKey (get $root.Values.config $section | default dict) $key) }}
 - name: BANYAN_{{ upper $section }}__{{ upper $key }}
