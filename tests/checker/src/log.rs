@@ -61,7 +61,7 @@ fn slots(world: &World<'_>, found: &mut Found<'_>) -> Owners {
         // Both have served, the one of the lower epoch last, and nobody had ended that one.
         let serves_last = |lower: &SlotChange, higher: &SlotChange| {
             let fenced_first = fenced.get(&lower.owner).is_some_and(|fence| *fence <= served(higher));
-            lower.owner != higher.owner && served(higher) <= served(lower) && !fenced_first
+            lower.owner != higher.owner && served(higher) < served(lower) && !fenced_first
         };
         let before = of_slot
             .iter()
