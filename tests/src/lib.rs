@@ -4,6 +4,7 @@ pub mod chaos;
 pub mod clock;
 pub mod cluster;
 pub mod crash;
+pub mod pages;
 pub mod power_cut;
 pub mod random;
 pub mod server;

@@ -8,12 +8,12 @@
 )]
 
 use banyan_tests::cluster::{Cluster, NodePlan, Plan, nodes};
+use banyan_tests::pages;
 use banyan_tests::server::binary;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
-use tokio::process::Command;
 
 const TOKEN: &str = "a-ring-for-the-eyes-of-operators";
 /// A healthy run takes half a minute.
@@ -40,15 +40,9 @@ async fn slots_move_on_the_page_while_nodes_come_and_go() {
     // Some that stay where they are.
     ring(&cluster, &["ring", "pin", "40-43", "1200", "--to", "b"]);
 
-    let web = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().join("web");
-    assert!(
-        web.join("node_modules").is_dir(),
-        "web/ has no packages: run `npm ci` there, or `cargo xtask setup`"
-    );
-    let mut command = Command::new("node");
-    command.current_dir(&web).arg("e2e/admin-cluster.mjs");
-    command.arg(format!("http://{}", cluster.node("a").unwrap().ops())).arg(screenshot());
-    command.env("ADMIN_TOKEN", TOKEN).env("FAILURE_DIR", work.path()).kill_on_drop(true);
+    let base = format!("http://{}", cluster.node("a").unwrap().ops());
+    let mut command = pages::script("admin-cluster", &base, &work);
+    command.arg(screenshot()).env("ADMIN_TOKEN", TOKEN);
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     let mut answers = child.stdin.take().unwrap();
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
@@ -72,7 +66,7 @@ async fn slots_move_on_the_page_while_nodes_come_and_go() {
     };
     let ended = tokio::time::timeout(LIMIT, obey).await;
     if !ended.is_ok_and(|status| status.success()) {
-        panic!("admin-cluster failed; pictures, data and logs are in {}", work.keep().display());
+        pages::fail("admin-cluster", work);
     }
     println!("the picture is {}", screenshot().display());
     assert!(screenshot().is_file());

@@ -8,6 +8,7 @@
     reason = "a test may panic, and its output is kept on failure"
 )]
 
+use banyan_tests::pages;
 use banyan_tests::server::{Server, binary};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -41,21 +42,13 @@ impl Stage {
     }
 
     fn script(&self, name: &str, address: SocketAddr) -> Command {
-        let web = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().join("web");
-        assert!(
-            web.join("node_modules").is_dir(),
-            "web/ has no packages: run `npm ci` there, or `cargo xtask setup`"
-        );
-        let mut command = Command::new("node");
-        command.current_dir(&web).arg(format!("e2e/{name}.mjs")).arg(format!("http://{address}"));
-        command.env("FAILURE_DIR", self.work.path()).kill_on_drop(true);
-        command
+        pages::script(name, &format!("http://{address}"), &self.work)
     }
 
     /// Judges how a script ended; on failure everything is kept.
     fn judge(self, name: &str, succeeded: bool) {
         if !succeeded {
-            panic!("{name} failed; pictures, data and log are in {}", self.work.keep().display());
+            pages::fail(name, self.work);
         }
     }
 }

@@ -87,7 +87,7 @@ await run("admin", async ({ step, person }) => {
     check(/Slot\s+\d+/.test(await found.innerText()) && /it stays/.test(await found.innerText()), `it says: ${await found.innerText()}`);
     const slot = /Slot\s+(\d+)/.exec(await found.innerText())[1];
     for (const [asked, words] of [
-      ["~ada", /Slot\s+\d+/],
+      ["~ada", /Room\s+~ada[^]*Slot\s+\d+/],
       [`#${slot}`, new RegExp(`Slot ${slot}: owned by node-1\\.`)],
       ["#4096", /There is no slot 4096: this ring has 0 to 4095\./],
       ["", /Write a room’s id first\./],
@@ -101,6 +101,29 @@ await run("admin", async ({ step, person }) => {
     await page.keyboard.press("Enter");
     await found.getByText(/^"no room": /).waitFor();
     ops.state.refused = false;
+  });
+
+  await step("an answer that comes after a newer question is not shown", async () => {
+    let answer = () => undefined;
+    const held = new Promise((resolve) => (answer = resolve));
+    await page.route("**/admin/where?room=slow", async (route) => {
+      await held;
+      await route.continue();
+    });
+    const found = page.locator(".found");
+    const look = async (asked) => {
+      await page.getByLabel("Room, user or slot").fill(asked);
+      await page.keyboard.press("Enter");
+    };
+    const late = page.waitForResponse((response) => response.url().endsWith("/admin/where?room=slow"));
+    await look("slow");
+    await look("#7");
+    await found.getByText("Slot 7: owned by node-1.").waitFor();
+    answer();
+    await (await late).finished();
+    await page.waitForResponse((response) => response.url().includes("/admin/ring.json")); // the page has had its turn since
+    check((await found.innerText()) === "Slot 7: owned by node-1.", `it says: ${await found.innerText()}`);
+    await page.unroute("**/admin/where?room=slow");
   });
 
   await step("a node is chosen and let go by the keyboard, and keeps the focus over a new answer", async () => {

@@ -1,7 +1,6 @@
 // What the browser tests share: the browser, watched pages, signing up, and words for failures.
-import { existsSync } from "node:fs";
+import { existsSync, readFileSync, writeFileSync } from "node:fs";
 import { createRequire } from "node:module";
-import { readFileSync } from "node:fs";
 import { chromium } from "playwright-core";
 
 const PATHS = ["/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-chrome", "/usr/bin/google-chrome-stable"];
@@ -120,7 +119,7 @@ export async function eventually(what, probe, timeoutMs = STEP_TIMEOUT_MS) {
   }
 }
 
-/** Runs named steps; on failure keeps a picture of every page beside `FAILURE_DIR`. */
+/** Runs named steps; on failure `FAILURE_DIR` keeps the words of it as `NAME.txt`, and a picture of every page. */
 export async function run(name, body) {
   const browser = await launch();
   const people = [];
@@ -142,9 +141,13 @@ export async function run(name, body) {
     for (const { complaints } of people) check(complaints.length === 0, `the page complained:\n  ${complaints.join("\n  ")}`);
     console.log(`${name}: ${passed} steps passed`);
   } catch (error) {
-    console.error(`${name}: failed after step ${passed}: ${error.stack ?? error}`);
-    for (const [i, { page, complaints }] of people.entries()) {
-      if (complaints.length > 0) console.error(`page ${i + 1} complained:\n  ${complaints.join("\n  ")}`);
+    const words = [`${name}: failed after step ${passed}: ${error.stack ?? error}`];
+    for (const [i, { complaints }] of people.entries()) {
+      if (complaints.length > 0) words.push(`page ${i + 1} complained:\n  ${complaints.join("\n  ")}`);
+    }
+    console.error(words.join("\n"));
+    if (process.env.FAILURE_DIR) writeFileSync(`${process.env.FAILURE_DIR}/${name}.txt`, words.join("\n"));
+    for (const [i, { page }] of people.entries()) {
       if (process.env.FAILURE_DIR) await page.screenshot({ path: `${process.env.FAILURE_DIR}/${name}-${i + 1}.png` }).catch(() => undefined);
     }
     process.exitCode = 1;

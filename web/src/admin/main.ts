@@ -268,6 +268,7 @@ class View {
   }
 
   private leave(words: string): void {
+    if (this.over) return;
     this.over = true;
     clearTimeout(this.timer);
     clearTimeout(this.sayTimer);
@@ -377,9 +378,12 @@ class View {
   }
 
   private foundSlot: number | null = null;
+  /** How often something was looked for: an answer that comes after a newer question is not shown. */
+  private finds = 0;
 
   private async find(text: string): Promise<void> {
     const slot = /^#\s*(\d{1,5})$/.exec(text)?.[1];
+    const mine = ++this.finds;
     const say = (...children: (string | HTMLElement)[]) => this.found.replaceChildren(...children.map((child) => (typeof child === "string" ? h("p", {}, child) : child)));
     this.foundSlot = null;
     try {
@@ -391,6 +395,7 @@ class View {
         say(this.foundSlot === null ? `There is no slot ${number}: this ring has 0 to ${this.ring.owner.length - 1}.` : `${this.slotWords(number)}.`);
       } else {
         const found = await ask<Found>(`/admin/where?${new URLSearchParams({ room: text })}`, this.token);
+        if (this.over || mine !== this.finds) return;
         this.foundSlot = found.slot;
         say(this.place(found));
       }
@@ -399,6 +404,7 @@ class View {
         this.leave("This node no longer takes the token.");
         return;
       }
+      if (this.over || mine !== this.finds) return;
       say(why(error));
     }
     this.drawing.show(this.foundSlot);
