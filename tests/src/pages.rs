@@ -11,13 +11,13 @@ use tokio::process::Command;
 /// Without the packages of `web/`.
 #[must_use]
 pub fn script(name: &str, base: &str, work: &TempDir) -> Command {
-    let web = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new(".")).join("web");
+    let web = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../web"));
     assert!(
         web.join("node_modules").is_dir(),
         "web/ has no packages: run `npm ci` there, or `cargo xtask setup`"
     );
     let mut command = Command::new("node");
-    command.current_dir(&web).arg(format!("e2e/{name}.mjs")).arg(base);
+    command.current_dir(web).arg(format!("e2e/{name}.mjs")).arg(base);
     command.env("FAILURE_DIR", work.path()).kill_on_drop(true);
     command
 }
