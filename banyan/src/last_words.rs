@@ -35,11 +35,12 @@ pub(crate) fn set(words: impl Fn() + Send + Sync + 'static) {
 
 /// For the panic hook: comes back when it has been said, or has taken too long.
 pub(crate) fn say() {
-    // Nobody holds it for long, and whoever panics holding it must not wait for itself.
+    // Nobody holds it for long, and whoever panics holding it must not wait for itself. It is held by a thread that has
+    // panicked, too, and is about to speak: it has its time.
     let mut stage = match STAGE.try_lock() {
         Ok(stage) => stage,
         Err(TryLockError::Poisoned(stage)) => stage.into_inner(),
-        Err(TryLockError::WouldBlock) => return,
+        Err(TryLockError::WouldBlock) => return thread::sleep(LIMIT),
     };
     match std::mem::replace(&mut *stage, Stage::Saying) {
         Stage::Nothing => {}

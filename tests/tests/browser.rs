@@ -8,6 +8,7 @@
     reason = "a test may panic, and its output is kept on failure"
 )]
 
+use banyan_test_servers::Ports;
 use banyan_tests::pages;
 use banyan_tests::server::{Server, binary};
 use std::net::SocketAddr;
@@ -95,7 +96,9 @@ async fn operators_see_the_ring() {
 #[tokio::test]
 async fn a_page_outlives_its_server() {
     let stage = Stage::new();
-    let mut server = Some(stage.server("127.0.0.1:0").await);
+    // It must get the same port again.
+    let ports = Ports::free(1).unwrap();
+    let mut server = Some(stage.server(&format!("127.0.0.1:{}", ports.at(0))).await);
     let address = server.as_ref().unwrap().addresses.clients;
     let mut command = stage.script("restart", address);
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();

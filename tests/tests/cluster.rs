@@ -128,6 +128,8 @@ async fn operators_and_clients_see_what_the_documents_say() {
     let mut plan = Plan::small(server::binary().unwrap(), work.path().to_owned(), Vec::new());
     // A third of it is the window in which clients leave.
     plan.environment.push(("BANYAN_SERVER__DRAIN_DEADLINE".to_owned(), "6s".to_owned()));
+    // Each spreads its own clients over the window; of four clients two are on one.
+    plan.environment.push(("BANYAN_GATEWAY__WORKERS".to_owned(), "2".to_owned()));
     let cluster = Cluster::start(plan, |step| println!("{step}")).await.unwrap();
     let mut world = World { cluster };
     a_gateway_is_ready_once_it_has_found_an_owner(&mut world).await;
@@ -223,7 +225,14 @@ async fn a_drained_gateway_sends_its_clients_away_and_takes_them_again(world: &m
     let (took, code, _) = until_it_is(ops, "ready").await;
     assert_eq!(code, 200);
     println!("ready {took:?} after it was undrained");
-    let mut back = open(b, &token).await;
+    // Its workers hear of it a moment later.
+    let until = Instant::now() + LIMIT;
+    let mut back = loop {
+        match Connection::open_within(Duration::from_secs(5), b, &token).await {
+            Ok(back) => break back,
+            Err(error) => assert!(Instant::now() < until, "{error:?}"),
+        }
+    };
     sleep(Duration::from_secs(3)).await;
     lives(&mut back).await;
     // Called off before anybody is told: by slots there is no telling; whoever stays can talk.

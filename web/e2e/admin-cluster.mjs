@@ -40,9 +40,9 @@ await run("admin-cluster", async ({ step, person }) => {
   });
 
   await step("a third one joins: slots are seen on their way, and fly to it", async () => {
-    const all = (await owned("a")) + (await owned("b"));
     // the second one may have come a moment ago
     await eventually("nothing moves", async () => page.getByText(/ 0 moving(?!.*without)/).isVisible(), MOVE_MS);
+    const all = (await owned("a")) + (await owned("b"));
     const before = await flown();
     await tell("ADD-NODE");
     await page.getByRole("button", { name: "c", exact: true }).waitFor({ timeout: MOVE_MS });

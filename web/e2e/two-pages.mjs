@@ -97,6 +97,21 @@ await run("two-pages", async ({ step, person }) => {
     await entry.locator(".badge").waitFor({ state: "detached" });
   });
 
+  await step("a press during which the room's line changes gets its click", async () => {
+    const rooms = ada.page.getByRole("navigation", { name: "Rooms" });
+    await rooms.getByRole("link", { name: /Roots and soil/ }).click();
+    await ada.page.getByRole("heading", { name: "Roots and soil", level: 2 }).waitFor();
+    const { x, y, width, height } = await rooms.getByRole("link", { name: new RegExp(room) }).boundingBox();
+    await ada.page.mouse.move(x + width / 2, y + height / 2);
+    await ada.page.mouse.down();
+    await say(bob.page, "While you press.");
+    await eventually("the message has come", async () => (await ada.page.title()).startsWith("(1)"));
+    await ada.page.mouse.up();
+    await ada.page.getByRole("heading", { name: room, level: 2 }).waitFor();
+    await message(ada.page, "While you press.").waitFor();
+    await eventually("its line is new", async () => (await rooms.getByRole("link", { name: new RegExp(room) }).innerText()).includes("While you press."));
+  });
+
   await step("the switcher opens rooms by the keyboard", async () => {
     await ada.page.keyboard.press("Control+k");
     await ada.page.getByRole("combobox").waitFor();
@@ -163,7 +178,13 @@ await run("two-pages", async ({ step, person }) => {
     await log(bob.page).getByText("removed you").waitFor();
     await bob.page.goto(`${url}/#/`);
     await bob.page.goto(link);
+    const name = details.getByLabel("Name", { exact: true });
+    await name.fill("Half a na");
     await bob.page.getByRole("button", { name: "Join room" }).click();
+    await details.getByText("2 members").waitFor();
+    check((await name.inputValue()) === "Half a na", "the name that was being written is gone");
+    check(await name.evaluate((element) => element === document.activeElement), "the field has lost the focus");
+    await name.fill("The banyan garden");
     await message(bob.page, "one trunk for every core").waitFor(); // what was before is there again
     await say(bob.page, "Here again.");
     await message(ada.page, "Here again.").waitFor();

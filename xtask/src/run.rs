@@ -97,12 +97,12 @@ impl Log {
         fs::read(&self.path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
     }
 
-    /// The last lines that were written after `from`.
+    /// The last lines that were written after `from`, but for [`without_frames_of_others`].
     fn end(&self, from: u64) -> String {
         let bytes = fs::read(&self.path).unwrap_or_default();
         let from = usize::try_from(from).unwrap_or(0).min(bytes.len());
         let text = String::from_utf8_lossy(&bytes[from..]);
-        let lines: Vec<&str> = text.lines().collect();
+        let lines = without_frames_of_others(&text);
         let lines = &lines[lines.len().saturating_sub(SHOWN_ON_FAILURE)..];
         lines.iter().map(|line| format!("  {line}")).collect::<Vec<_>>().join("\n")
     }
@@ -124,6 +124,24 @@ impl Log {
 fn shown(command: &Command) -> String {
     let words = std::iter::once(command.get_program()).chain(command.get_args());
     words.map(|word| word.to_string_lossy().into_owned()).collect::<Vec<_>>().join(" ")
+}
+
+/// What is left when of every backtrace only the frames are kept whose source is in the workspace (`at ./…`): the dozens of
+/// the runtime and the standard library would push the reason out of what is shown.
+fn without_frames_of_others(text: &str) -> Vec<&str> {
+    let mut kept: Vec<&str> = Vec::new();
+    let mut lines = text.lines().peekable();
+    while let Some(line) = lines.next() {
+        let number = line.trim_start().split_once(": ").map_or("", |(number, _)| number);
+        let is_frame = !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit());
+        match lines.peek().and_then(|next| next.trim_start().strip_prefix("at ")) {
+            Some(source) if is_frame && !source.starts_with("./") => {
+                lines.next();
+            }
+            _ => kept.push(line),
+        }
+    }
+    kept
 }
 
 /// The last line of a file that may be large, without what terminals would obey.
@@ -152,5 +170,30 @@ mod tests {
         assert!(error.contains("  why it failed") && error.contains("exit status: 3"), "{error}");
         assert!(!error.contains("before"), "{error}");
         assert!(log.text().contains("before"));
+    }
+
+    #[test]
+    fn frames_of_others_are_left_out() {
+        let text = "\
+thread 'a' panicked at tests/a.rs:1:1:
+1: why
+stack backtrace:
+   0: core::panicking::panic_fmt
+             at /rustc/59/library/core/src/panicking.rs:80:14
+   1: a::judge
+             at ./tests/a.rs:58:13
+  12: tokio::run
+             at /home/x/.cargo/registry/src/tokio/lib.rs:9:70
+note: Some details are omitted.
+  at last";
+        let want = "\
+thread 'a' panicked at tests/a.rs:1:1:
+1: why
+stack backtrace:
+   1: a::judge
+             at ./tests/a.rs:58:13
+note: Some details are omitted.
+  at last";
+        assert_eq!(without_frames_of_others(text).join("\n"), want);
     }
 }

@@ -419,7 +419,7 @@ async fn what_is_wrong_is_named() {
     assert_eq!((said.header("retry-after"), &said.json()["retry_after_ms"]), ("1", &json!(500)));
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn sends_share_the_users_bucket() {
     let world = routes().await;
     let body = json!({"room": "r", "client_msg_id": "a", "text": "x"});
@@ -432,7 +432,7 @@ async fn sends_share_the_users_bucket() {
     assert_eq!(world.call("GET", "/v1/rooms/r/messages", None).await.status, 200, "reading is not counted");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn the_client_is_behind_trusted_proxies_only() {
     let world = routes().await;
     // Another name each time: names are slowed too.

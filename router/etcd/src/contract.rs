@@ -159,19 +159,20 @@ async fn shown_while_the_lease_lives(world: &dyn World) {
     assert_eq!(ring.read_all().await.unwrap().listing.nodes, [(node("a"), draining)]);
     // Beyond its time to live, while it is kept alive.
     let began = Instant::now();
+    let mut kept = began;
     while began.elapsed() < TTL * 2 {
+        kept = Instant::now();
         assert_eq!(ring.keep_alive(lease).await, KeptAlive::Done);
         sleep(TTL / 4).await;
     }
     assert_eq!(ring.read_node(Incarnation(1)).await, Ok(false));
     assert_eq!(ring.keep_alive(second).await, KeptAlive::LeaseGone, "nobody kept it alive");
     // And not when nobody does.
-    let began = Instant::now();
     while ring.read_node(Incarnation(1)).await != Ok(true) {
-        assert!(began.elapsed() < LIMIT, "its lease has run out");
+        assert!(kept.elapsed() < LIMIT, "its lease has run out");
         sleep(Duration::from_millis(50)).await;
     }
-    assert!(began.elapsed() >= TTL / 2, "not before its time");
+    assert!(kept.elapsed() >= TTL, "not before its time");
     assert_eq!(ring.keep_alive(lease).await, KeptAlive::LeaseGone);
     assert_eq!(ring.put_node(lease, node("a"), entry(1)).await, Ok(false), "it is never shown again");
     assert_eq!(ring.revoke(lease).await, Ok(()), "what is gone is revoked");
@@ -401,8 +402,23 @@ async fn watch_resumes(world: &dyn World) {
         }
         let (old, new) = (slot_key("a", 1, epoch - 1), slot_key("a", 1, epoch));
         assert_eq!(direct.cas_slot(SlotId(0), Some(old), new.clone()).await, CasOutcome::Won);
-        // Nothing twice, nothing left out, no listing.
-        assert_eq!(next(&mut events).await, slot_event(SlotId(0), new));
+        // Nothing twice, nothing left out, and no listing unless it says that it was away for long: a busy machine may be.
+        let mut gone = false;
+        loop {
+            match next(&mut events).await {
+                Event::Gone => gone = true,
+                Event::Listed(listing) if gone => {
+                    gone = false;
+                    if listing.slots == [(SlotId(0), new.clone())] {
+                        break;
+                    }
+                }
+                event => {
+                    assert_eq!(event, slot_event(SlotId(0), new));
+                    break;
+                }
+            }
+        }
     }
 }
 

@@ -30,8 +30,10 @@ fn proxied(proxies: &[FaultProxy]) -> Vec<String> {
     proxies.iter().map(|proxy| format!("http://{}", proxy.address())).collect()
 }
 
+/// With more patience than a node has: the suites expect to be done, however busy the machine's disk is.
 async fn connect(endpoints: &[String], cluster: &str) -> Arc<dyn Coordination> {
-    Arc::new(Etcd::connect(Options::new(endpoints.to_vec(), cluster)).await.unwrap())
+    let options = Options::new(endpoints.to_vec(), cluster);
+    Arc::new(Etcd::connect(Options { request_timeout: Duration::from_secs(5), ..options }).await.unwrap())
 }
 
 async fn raw(endpoints: &[String]) -> etcd_client::Client {

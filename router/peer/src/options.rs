@@ -69,3 +69,14 @@ pub(crate) const STREAM_WINDOW: u32 = 1 << 20;
 pub(crate) const CONNECTION_WINDOW: u32 = 8 << 20;
 /// Small, so that the two streams alternate on the wire.
 pub(crate) const HTTP2_FRAME: u32 = 16 << 10;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_half_open_is_known_within_two_seconds() {
+        let Options { keep_alive_every, keep_alive_within, .. } = Options::default();
+        assert!(keep_alive_every + keep_alive_within < Duration::from_secs(2));
+    }
+}

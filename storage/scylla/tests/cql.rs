@@ -46,6 +46,17 @@ fn options(nodes: &[String], keyspace: &str) -> Options {
     Options { start_deadline: Some(Duration::from_secs(30)), ..Options::new(nodes.to_vec(), keyspace) }
 }
 
+/// For what expects to be done, however busy the machine is.
+fn patient(nodes: &[String], keyspace: &str) -> Options {
+    let patience = Duration::from_secs(20);
+    Options {
+        write_timeout: patience,
+        read_timeout: patience,
+        fence_read_timeout: patience,
+        ..options(nodes, keyspace)
+    }
+}
+
 async fn connect(options: Options) -> Server {
     Server::connect(options, |waiting| println!("{waiting}")).await.unwrap()
 }
@@ -91,18 +102,7 @@ fn contract_under_faults(runtime: &Arc<Runtime>, nodes: &[String], keyspace: &st
 fn contract_of(runtime: &Arc<Runtime>, nodes: &[String], keyspace: &str, checks: &[Check<dyn LogStore>]) {
     note(format_args!("--- contract on {keyspace}"));
     let reopen = |runtime: Arc<Runtime>, nodes: Vec<String>, keyspace: String| {
-        move || {
-            // The suite expects to be done, however busy the machine is.
-            let patient = Duration::from_secs(20);
-            let options = options(&nodes, &keyspace);
-            let options = Options {
-                write_timeout: patient,
-                read_timeout: patient,
-                fence_read_timeout: patient,
-                ..options
-            };
-            Arc::new(runtime.block_on(open(options)))
-        }
+        move || Arc::new(runtime.block_on(open(patient(&nodes, &keyspace))))
     };
     let open = reopen(Arc::clone(runtime), nodes.to_vec(), keyspace.to_owned());
     run_all(checks, Subject::new(move |_| open() as Arc<dyn LogStore>));
@@ -197,7 +197,7 @@ fn one_node() {
     runtime.block_on(schema_versions(&nodes));
     runtime.block_on(make(&nodes, "banyan_contract", 1));
     contract(&runtime, &nodes, "banyan_contract");
-    let store = runtime.block_on(open(options(&nodes, "banyan_contract")));
+    let store = runtime.block_on(open(patient(&nodes, "banyan_contract")));
     cost(&runtime, &store, "one node");
     runtime.block_on(what_is_wrong_is_said(&nodes, cluster.is_some()));
     full_is_definite(&runtime, &nodes);
@@ -394,7 +394,8 @@ fn a_store_that_goes_away(runtime: &Arc<Runtime>, cluster: &mut Cassandra, nodes
     let second = rows(&ours, id, 1, 4, 6);
     let begun = Instant::now();
     assert_eq!(put(&store, &ours, second.clone()), Outcome::Unknown);
-    assert!(begun.elapsed() < Duration::from_millis(1_800), "{:?}", begun.elapsed());
+    // Its time is a second; the driver's own would be thirty.
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
     runtime.block_on(cluster.node(0).kill()).unwrap();
     let (begun, other) = (Instant::now(), room("away.other"));
     // Nobody there: definite for a write that was never sent, and not for the one that was.
@@ -451,9 +452,9 @@ fn three_nodes() {
             "nothing is wrong with three nodes, three copies and a commit log that syncs"
         );
     });
-    let store = runtime.block_on(open(options(&nodes, "banyan_all")));
     contract(&runtime, &nodes, "banyan_all");
-    cost(&runtime, &store, "three nodes");
+    cost(&runtime, &runtime.block_on(open(patient(&nodes, "banyan_all"))), "three nodes");
+    let store = runtime.block_on(open(options(&nodes, "banyan_all")));
     a_frozen_node(&runtime, &mut cluster, &nodes, &store);
     a_node_down(&runtime, &mut cluster, &nodes);
     a_slow_node(&runtime, &mut cluster, &nodes);

@@ -253,6 +253,12 @@ mod tests {
     async fn a_late_one_is_an_error_with_the_reason() {
         let dir = tempfile::tempdir().unwrap();
         let mut process = shell(dir.path(), "echo waiting; sleep 100");
+        let log = process.log_path();
+        let begun = async || {
+            ensure!(std::fs::read_to_string(&log)?.contains("waiting"), "nothing is said");
+            Ok(())
+        };
+        process.wait_until(START_LIMIT, begun).await.unwrap();
         let never = async || bail!("not yet");
         let error = process.wait_until(Duration::from_millis(200), never).await.unwrap_err().to_string();
         assert!(error.contains("not ready after 200ms (not yet)") && error.ends_with("waiting"), "{error}");

@@ -55,7 +55,6 @@ async fn bad_input_gets_its_answer() {
     fs::create_dir(&directory).unwrap();
     let (server, users) = start(&directory, &config(), 20).await;
     let expired = tokens(&directory, "u", 1, "1s").remove(0);
-    let short = tokens(&directory, "short", 1, "4s").remove(0);
     let mut bench = Bench::new(server, users);
     // A user exists from its first auth.
     for user in 1..=20 {
@@ -65,6 +64,8 @@ async fn bad_input_gets_its_answer() {
     let mut alice = frames::furnish(&bench).await;
     let before = bench.resident_kib();
 
+    // As late as can be: it is to be good still when it is shown.
+    let short = tokens(&directory, "short", 1, "4s").remove(0);
     let users = [16, 17, 18, 19, 20].map(|user| bench.token(user).to_owned());
     let mut slow = clocks::start(bench.address, users, short);
     sockets::rows(&mut bench).await;
@@ -88,7 +89,7 @@ async fn bad_input_gets_its_answer() {
     bench.failures.extend(drained(&mut alice, &mut bench.seen, bench.server.id()).await);
     let (mut seen, mut failures) = (bench.seen.clone(), std::mem::take(&mut bench.failures));
 
-    for other in [narrow(work.path()).await, full(work.path()).await] {
+    for other in [narrow(work.path()).await, strict(work.path()).await, full(work.path()).await] {
         seen.extend(&other.seen);
         failures.extend(other.failures);
     }
@@ -136,6 +137,16 @@ async fn narrow(work: &Path) -> Bench {
     }
     let answer = wire::exchange(bench.address, wire::upgrade(bench.address, "").as_bytes()).await;
     bench.http_row("too many without a token", Want::Http(503, 112), answer).await;
+    bench
+}
+
+/// A server that takes a send a second, after five at once.
+async fn strict(work: &Path) -> Bench {
+    let directory = work.join("strict");
+    fs::create_dir(&directory).unwrap();
+    let (server, users) = start(&directory, "[limits]\nsends_per_s = 1\nsends_burst = 5\n", 1).await;
+    let mut bench = Bench::new(server, users);
+    frames::rates(&mut bench).await;
     bench
 }
 
@@ -195,8 +206,9 @@ async fn full(work: &Path) -> Bench {
     // More than there is: to the server the disk is full. Half of it is there, so what opens rooms goes on.
     let space = rustix::fs::statvfs(&directory).unwrap();
     let min_free = space.f_bavail * space.f_frsize / 2 * 3 + (1 << 30);
+    // Clients that stay are closed when half of it is over, before the least time of a drain (200 ms) sends them away.
     let config =
-        format!("[server]\ndrain_deadline = \"300ms\"\n[storage]\nmin_free = \"{}GiB\"\n", min_free >> 30);
+        format!("[server]\ndrain_deadline = \"390ms\"\n[storage]\nmin_free = \"{}GiB\"\n", min_free >> 30);
     let (server, _) = start(&directory, &config, 1).await;
     let mut bench = Bench::new(server, users);
     let mut wire = bench.login(1).await;

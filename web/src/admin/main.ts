@@ -317,14 +317,21 @@ class View {
     }
   }
 
-  /** In place of an old one, whose button keeps the focus. */
+  /** What names a node; its button stays the same one: a press that is under way gets its click, and it keeps the focus. */
+  private name(head: HTMLElement, { node, number }: RingNode): void {
+    if (head.dataset["number"] !== String(number)) {
+      head.dataset["number"] = String(number);
+      head.replaceChildren(
+        number === null
+          ? h("span", { class: "name" }, h("span", { class: "swatch none", "aria-hidden": "true" }), node)
+          : h("button", { type: "button", class: "name", click: () => this.choose(this.chosen === node ? null : node) }, swatch(number), node),
+      );
+    }
+    head.querySelector("button")?.setAttribute("aria-pressed", String(this.chosen === node));
+  }
+
   private row(node: RingNode, told: Told, old: HTMLElement | undefined): HTMLElement {
     const load = (of: (load: Load) => string) => (node.load ? of(node.load) : "–");
-    const pressed = this.chosen === node.node;
-    const name =
-      node.number === null
-        ? h("span", { class: "name" }, h("span", { class: "swatch none", "aria-hidden": "true" }), node.node)
-        : h("button", { type: "button", class: "name", "aria-pressed": String(pressed), click: () => this.choose(pressed ? null : node.node) }, swatch(node.number), node.node);
     const bar = h("span", { class: "bar", "aria-hidden": "true" });
     bar.style.setProperty("--part", String(node.owned / Math.max(told.slot_count, 1)));
     bar.style.setProperty("--colour", mark(node.number ?? 0).colour);
@@ -345,12 +352,12 @@ class View {
       node.release ?? "–",
     ];
     const numbers = new Set([1, 2, 3, 4, 5, 6, 7, 8, 9]);
-    const row = h("tr", { "data-node": node.node, class: node.state === "up" ? "" : "off" }, h("th", { scope: "row" }, name), ...cells.map((cell, i) => h("td", { class: numbers.has(i) ? "number" : "" }, cell)));
-    if (old) {
-      const focused = old.contains(document.activeElement);
-      old.replaceWith(row);
-      if (focused) row.querySelector("button")?.focus({ preventScroll: true });
-    }
+    const head = old?.querySelector("th") ?? h("th", { scope: "row" });
+    const row = old ?? h("tr", { "data-node": node.node }, head);
+    this.name(head, node);
+    row.classList.toggle("off", node.state !== "up");
+    while (row.lastElementChild !== head) row.lastElementChild?.remove();
+    row.append(...cells.map((cell, i) => h("td", { class: numbers.has(i) ? "number" : "" }, cell)));
     return row;
   }
 

@@ -123,7 +123,7 @@ export class AppView {
   private find(): void {
     switcherDialog(this.store, {
       open: (room) => this.open(room),
-      direct: async (username) => this.open(await this.store.direct(username)),
+      direct: (username) => this.store.direct(username),
       create: (name) => setTimeout(() => this.create(name)),
     });
   }

@@ -15,9 +15,10 @@ export class DetailsView {
   private readonly about: HTMLElement;
   private readonly people: HTMLElement;
   private readonly problem: HTMLElement;
-  private readonly keyed = new Keyed();
+  private readonly keyed = new Keyed(() => this.render());
   private readonly heading: HTMLElement;
   private aboutSig = "";
+  private aboutRoom = "";
 
   constructor(store: Store, close: () => void) {
     this.store = store;
@@ -125,7 +126,22 @@ export class DetailsView {
       );
       if (lastOwner) children.push(h("p", { class: "soft small-text" }, "As the owner you can leave once somebody else is the owner."));
     }
+    const typed = this.aboutRoom === info.room ? this.rename() : null;
+    this.aboutRoom = info.room;
+    const caret = typed !== null && typed === document.activeElement ? [typed.selectionStart, typed.selectionEnd] as const : null;
     this.about.replaceChildren(...children.filter((c): c is HTMLElement => c !== null));
+    const field = this.rename();
+    if (typed === null || field === null) return;
+    // somebody comes or goes while a name is being written: it stays
+    if (typed.value !== typed.defaultValue) field.value = typed.value;
+    if (caret) {
+      field.focus({ preventScroll: true });
+      field.setSelectionRange(...caret);
+    }
+  }
+
+  private rename(): HTMLInputElement | null {
+    return this.about.querySelector<HTMLInputElement>("#rename");
   }
 
   private list: HTMLElement | null = null;

@@ -35,14 +35,16 @@ function show(title: string, className: string, ...content: (HTMLElement | null)
   return dialog;
 }
 
-/** A form whose submit does something that may fail; stays open with the reason if it does. */
-function form(
+/**
+ * A form whose submit does something that may fail; stays open with the reason if it does. Who has closed it meanwhile does
+ * something else by now, and is not taken away to what comes of it (`done`).
+ */
+function form<T>(
   title: string,
   action: string,
   fields: HTMLElement[],
-  run: () => Promise<unknown>,
-  style: "primary" | "danger" = "primary",
-  focus?: HTMLElement,
+  run: () => Promise<T>,
+  { style = "primary", done = () => undefined }: { style?: "primary" | "danger"; done?: (result: T) => void } = {},
 ): HTMLDialogElement {
   const problem = h("p", { class: "problem", role: "alert" });
   const submit = h("button", { class: `button ${style}`, type: "submit" }, action);
@@ -64,7 +66,11 @@ function form(
     submit.disabled = true;
     problem.textContent = "";
     run().then(
-      () => dialog.close(),
+      (result) => {
+        if (!dialog.open) return;
+        done(result);
+        dialog.close();
+      },
       (error: unknown) => {
         submit.disabled = false;
         problem.textContent = messageOf(error);
@@ -72,7 +78,7 @@ function form(
     );
   });
   const dialog = show(title, "", element);
-  (focus ?? element.querySelector<HTMLElement>("input:not([type=radio]):not([type=checkbox])") ?? submit).focus();
+  (element.querySelector<HTMLElement>("input:not([type=radio]):not([type=checkbox])") ?? submit).focus();
   return dialog;
 }
 
@@ -101,10 +107,11 @@ export function createRoomDialog(store: Store, freshId: () => string, arrived: (
       h("label", { class: "tick", for: "room-public" }, open, h("span", {}, "Public: anybody with the link may join")),
       h("div", { class: "field" }, h("label", { for: "room-members" }, "People ", h("span", { class: "soft" }, "(user names, optional)")), members),
     ],
-    async () => {
+    () => {
       const chosen = kinds.querySelector<HTMLInputElement>("input:checked")?.value === "broadcast" ? "broadcast" : "group";
-      arrived(await store.createRoom(id, chosen, title.value.trim(), open.checked, names(members.value)));
+      return store.createRoom(id, chosen, title.value.trim(), open.checked, names(members.value));
     },
+    { done: arrived },
   );
 }
 
@@ -114,7 +121,8 @@ export function directDialog(store: Store, arrived: (room: string) => void): voi
     "New direct chat",
     "Start chat",
     [h("div", { class: "field" }, h("label", { for: "peer" }, "User name"), username)],
-    async () => arrived(await store.direct(username.value.trim().replace(/^@/u, ""))),
+    () => store.direct(username.value.trim().replace(/^@/u, "")),
+    { done: arrived },
   );
 }
 
@@ -129,7 +137,7 @@ export function addPeopleDialog(store: Store, room: RoomState): void {
 }
 
 export function confirmDialog(title: string, text: (string | HTMLElement)[], action: string, run: () => Promise<unknown>): void {
-  form(title, action, [h("p", {}, ...text)], run, "danger");
+  form(title, action, [h("p", {}, ...text)], run, { style: "danger" });
 }
 
 export function signOutDialog(unsent: number, signOut: (everywhere: boolean) => Promise<void>): void {
@@ -144,19 +152,20 @@ export function signOutDialog(unsent: number, signOut: (everywhere: boolean) => 
       h("label", { class: "tick", for: "everywhere" }, everywhere, "Sign out on all my devices"),
     ],
     () => signOut(everywhere.checked),
-    unsent > 0 ? "danger" : "primary",
+    { style: unsent > 0 ? "danger" : "primary" },
   );
 }
 
 /** Ctrl+K: rooms by name, a room by link or id, a person, a new room. */
 export function switcherDialog(
   store: Store,
-  actions: { open(room: string): void; direct(username: string): Promise<void>; create(name: string): void },
+  actions: { open(room: string): void; direct(username: string): Promise<string>; create(name: string): void },
 ): void {
   const SHOWN_MAX = 30;
   interface Option {
     row: HTMLElement;
-    run(): void | Promise<void>;
+    /** Gives a room to go to, or has done what there is to do. */
+    run(): void | Promise<string>;
   }
   let options: Option[] = [];
   let at = 0;
@@ -185,7 +194,11 @@ export function switcherDialog(
     if (!option) return;
     problem.textContent = "";
     Promise.resolve(option.run()).then(
-      () => dialog.close(),
+      (room) => {
+        if (!dialog.open) return;
+        if (room !== undefined) actions.open(room);
+        dialog.close();
+      },
       (error: unknown) => {
         problem.textContent = messageOf(error);
       },

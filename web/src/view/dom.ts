@@ -1,5 +1,7 @@
 //! Elements without markup: text only ever goes in as text nodes, so nothing that people write can become anything else.
 
+import { isHeld, onRelease } from "./held.ts";
+
 export type Child = Node | string | number | null | undefined | false;
 type Value = string | number | boolean | undefined | null | ((event: never) => void);
 
@@ -81,11 +83,17 @@ export function arrange(parent: Element, wanted: Element[]): void {
   }
 }
 
-/** Keeps the element of each key while its signature stays. */
+/** Keeps the element of each key while its signature stays. While one of them is held down none is moved; `later` syncs again. */
 export class Keyed {
   private elements = new Map<string, { sig: string; element: HTMLElement }>();
 
+  constructor(private readonly later: () => void) {}
+
   sync(parent: Element, rows: { key: string; sig: string; make: () => HTMLElement }[]): void {
+    if (isHeld(parent)) {
+      onRelease(this.later);
+      return;
+    }
     const next = new Map<string, { sig: string; element: HTMLElement }>();
     const focused = document.activeElement;
     let refocus: { key: string; part: string | null } | null = null;

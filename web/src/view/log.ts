@@ -30,7 +30,7 @@ export class LogView {
   private readonly jump: HTMLButtonElement;
   private readonly jumpCount: HTMLElement;
   private readonly announcer: HTMLElement;
-  private readonly keyed = new Keyed();
+  private readonly keyed = new Keyed(() => this.render());
   private readonly store: Store;
   private room: string | null = null;
   private life = 0;

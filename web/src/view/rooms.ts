@@ -20,7 +20,7 @@ export class RoomsView {
   private readonly list: HTMLElement;
   private readonly me: HTMLElement;
   private readonly empty: HTMLElement;
-  private readonly keyed = new Keyed();
+  private readonly keyed = new Keyed(() => this.render());
 
   constructor(store: Store, actions: RoomsActions) {
     this.store = store;

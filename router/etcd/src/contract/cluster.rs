@@ -211,10 +211,11 @@ impl Surroundings for Place {
     }
 
     fn serve(&self, slot: SlotId, tenure: Tenure, opening: Opening) {
-        self.begin(slot, tenure);
+        // Counted first: who sees the slot served sees it counted.
         if matches!(opening, Opening::HandedOver { .. }) {
             self.ground.state().handed_over += 1;
         }
+        self.begin(slot, tenure);
     }
 
     fn drain(&self, slot: SlotId, drain: u32) {
