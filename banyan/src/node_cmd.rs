@@ -10,7 +10,7 @@ use serde::Serialize;
 use crate::cli::{NodeCommand, NodeDrain};
 use crate::failure::Failure;
 use crate::output;
-use crate::ring_cmd::{Opened, State, apply, block, count_of, drained, print, wait_until};
+use crate::ring_cmd::{Opened, State, apply, block, count_of, drained, print, say_if_frozen, wait_until};
 use crate::shares::NodeRow;
 use crate::table::{Column, table};
 
@@ -117,7 +117,9 @@ async fn drain(asked: &NodeDrain) -> Result<(), Failure> {
         (true, 0) => format!("node {node} is drained: it had no slots, and gets none\n"),
         (true, owned) => format!("node {node} gives away {}, and gets none\n", count_of(owned, "slot")),
     })?;
-    if !asked.no_wait {
+    if asked.no_wait {
+        say_if_frozen(&done.state);
+    } else {
         let left = |state: &State| state.node(node).map_or(0, |row| row.owned);
         wait_until(&*ring.etcd, cluster, asked.wait, left).await?;
         output::print(&format!("it may be stopped; `banyan node undrain {node}` gives it slots again\n"))?;
@@ -132,5 +134,7 @@ async fn undrain(node: &NodeId, ring: &Opened) -> Result<(), Failure> {
         (false, _) => format!("node {node} is not drained\n"),
         (true, 0) => format!("node {node} gets slots again, as soon as it is there to take some\n"),
         (true, moved) => format!("node {node} gets slots again: {} on the way\n", count_of(moved, "slot")),
-    })
+    })?;
+    say_if_frozen(&done.state);
+    Ok(())
 }

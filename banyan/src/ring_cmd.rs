@@ -29,7 +29,7 @@ use crate::config::Config;
 use crate::failure::{Exit, Failure, words};
 use crate::output;
 
-pub(crate) use change::{apply, drained, wait_until};
+pub(crate) use change::{apply, drained, say_if_frozen, wait_until};
 pub(crate) use plan::Plan;
 pub(crate) use state::State;
 pub(crate) use whereabouts::{Found, find_one};

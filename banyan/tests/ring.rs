@@ -3,24 +3,38 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::io::{BufRead as _, BufReader};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
 use banyan_proto::id::SlotId;
 use banyan_router::meta::{ClusterId, Founding, Meta};
+use banyan_router::node::TargetOutcome;
 use banyan_router::slot::SlotCount;
 use banyan_router::slot_owner::CasOutcome;
+use banyan_router::target::{Member, Target, solve};
 use banyan_router_etcd::contract::cluster::{Ground, start, until, until_serving};
-use banyan_router_etcd::contract::{entry, peer, slot_key};
+use banyan_router_etcd::contract::{entry, node, peer, slot_key};
 use banyan_router_etcd::servers::Options;
 use banyan_router_etcd::{Coordination, Etcd};
 use banyan_test_servers::etcd::{self, Builder, Release};
+use etcd_client::Permission;
 use serde_json::Value;
+use tokio::process::Command;
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
 const LIMIT: Duration = Duration::from_secs(60);
+
+fn meta() -> Meta {
+    let founding = Founding {
+        slots: SlotCount::new(64).unwrap(),
+        data_center: "datacenter1".to_owned(),
+        keyspace: "banyan".to_owned(),
+        replication: 3,
+    };
+    Meta { cluster: ClusterId(1), founding }
+}
 
 struct Cluster {
     server: etcd::Etcd,
@@ -32,13 +46,7 @@ impl Cluster {
         let server = Builder::new().release(Release::V3_6).start().await.unwrap();
         let options = Options::new(server.endpoints(), "people");
         let ring: Arc<dyn Coordination> = Arc::new(Etcd::connect(options).await.unwrap());
-        let founding = Founding {
-            slots: SlotCount::new(64).unwrap(),
-            data_center: "datacenter1".to_owned(),
-            keyspace: "banyan".to_owned(),
-            replication: 3,
-        };
-        ring.meta(Meta { cluster: ClusterId(1), founding }).await.unwrap();
+        ring.meta(meta()).await.unwrap();
         Self { server, ring }
     }
 
@@ -47,10 +55,9 @@ impl Cluster {
         let mut command = Command::new(env!("CARGO_BIN_EXE_banyan"));
         let endpoints = self.server.endpoints().join(",");
         command.args(arguments).args(["--cluster", "people", "--etcd", &endpoints]);
-        command.env_clear().stdin(Stdio::null());
         // The runs go on meanwhile.
-        let output = spawn_blocking(move || command.output());
-        let output = timeout(LIMIT, output).await.expect("the command ends").unwrap().unwrap();
+        command.env_clear().stdin(Stdio::null()).kill_on_drop(true);
+        let output = timeout(LIMIT, command.output()).await.expect("the command ends").unwrap();
         let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
         (output.status.code(), text(output.stdout), text(output.stderr))
     }
@@ -105,8 +112,10 @@ async fn operators_see_the_ring_and_change_it() {
         "nothing is changed by that"
     );
 
-    // It is there when the command returns.
-    cluster.json(&["ring", "pin", &slot, "--to", other]).await;
+    // It is there when the command returns, also when somebody else gave it, who did not wait.
+    cluster.json(&["ring", "pin", &slot, "--to", other, "--no-wait"]).await;
+    let again = cluster.json(&["ring", "pin", &slot, "--to", other]).await;
+    assert_eq!(again["moved"], 0);
     let found = cluster.json(&["ring", "where", "general"]).await;
     assert_eq!((&found[0]["owner"]["node"], &found[0]["pinned"]), (&other.into(), &true.into()));
     cluster.fails(&["ring", "move", &slot, "--to", &owner], 1, "is pinned to node").await;
@@ -171,10 +180,19 @@ async fn what_stands_in_the_way_is_said() {
 async fn an_etcd_that_refuses_is_not_waited_for() {
     let server = Builder::new().arg("--bcrypt-cost=4").start().await.unwrap();
     let mut client = etcd_client::Client::connect(server.endpoints(), None).await.unwrap();
-    for (name, password) in [("root", "root"), ("stranger", "pass")] {
+    for (name, password) in [("root", "root"), ("stranger", "pass"), ("reader", "pass")] {
         client.user_add(name, password, None).await.unwrap();
     }
     client.user_grant_role("root", "root").await.unwrap();
+    client.role_add("reads").await.unwrap();
+    client.role_grant_permission("reads", Permission::read("/banyan/").with_prefix()).await.unwrap();
+    client.user_grant_role("reader", "reads").await.unwrap();
+    // A ring of a node that is away.
+    let ring = Etcd::connect(Options::new(server.endpoints(), "banyan")).await.unwrap();
+    ring.meta(meta()).await.unwrap();
+    let member = |name: &str| Member { node: node(name), weight: 100 };
+    let target = solve(&Target::empty(SlotCount::new(64).unwrap()), vec![member("a"), member("b")]);
+    assert_eq!(ring.cas_target(None, Arc::new(target)).await, TargetOutcome::Won);
     client.auth_enable().await.unwrap();
     let endpoints = server.endpoints().join(",");
     let dir = tempfile::tempdir().unwrap();
@@ -182,20 +200,24 @@ async fn an_etcd_that_refuses_is_not_waited_for() {
     let data = dir.path().join("data");
     let serve = ["serve", "--scylla=127.0.0.1:9", "--listen=127.0.0.1:0", "--peer-listen=127.0.0.1:0"];
     let serve = [&serve[..], &["--data-dir", data.to_str().unwrap()]].concat();
+    let (reads, writes): (&[&str], &[&str]) = (&["ring", "show"], &["node", "drain", "a"]);
     for (user, says, hint) in [
+        (Some(("reader", "pass")), "permission denied", "readwrite"),
         (Some(("root", "wrong")), "refuses the login", "cluster.etcd_password"),
         (None, "refuses the login", "cluster.etcd_user"),
         (Some(("stranger", "pass")), "permission denied", "grant-permission"),
     ] {
-        for what in [&serve[..], &["ring", "show"]] {
+        // A node that may read founds nothing, and waits for its store.
+        let commands = if user == Some(("reader", "pass")) { vec![writes] } else { vec![&serve[..], reads] };
+        for what in commands {
             let mut command = Command::new(env!("CARGO_BIN_EXE_banyan"));
             command.args(what).args(["--etcd", &endpoints]).env_clear().stdin(Stdio::null());
+            command.kill_on_drop(true);
             command.env("BANYAN_SERVER__OPS_LISTEN", "127.0.0.1:0");
             if let Some((name, password)) = user {
                 command.env("BANYAN_CLUSTER__ETCD_USER", name).env("BANYAN_CLUSTER__ETCD_PASSWORD", password);
             }
-            let output = spawn_blocking(move || command.output());
-            let output = timeout(LIMIT, output).await.expect("it does not wait").unwrap().unwrap();
+            let output = timeout(LIMIT, command.output()).await.expect("it does not wait").unwrap();
             let words = String::from_utf8_lossy(&output.stderr);
             assert_eq!(output.status.code(), Some(64), "{what:?}: {words}");
             assert!(
@@ -204,7 +226,7 @@ async fn an_etcd_that_refuses_is_not_waited_for() {
             );
         }
     }
-    let mut command = Command::new(env!("CARGO_BIN_EXE_banyan"));
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_banyan"));
     command.args(&serve).args(["--etcd", "http://127.0.0.1:9"]).env_clear();
     command.env("BANYAN_SERVER__OPS_LISTEN", "127.0.0.1:0");
     let mut waiting = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();

@@ -168,6 +168,17 @@ await run("admin", async ({ step, person }) => {
     ops.state.serverAway = false;
   });
 
+  await step("a page that is loaded while its node starts asks until it answers, and not for the token", async () => {
+    ops.state.serverAway = ops.state.refused = true;
+    await page.route("**/admin/ring.json*", (route) => route.abort("connectionrefused"));
+    await page.reload();
+    await page.getByRole("status").getByText("The node does not answer.").waitFor();
+    await accessible(page, "the wait");
+    await page.unroute("**/admin/ring.json*");
+    await page.getByRole("button", { name: "node-1" }).waitFor();
+    ops.state.serverAway = ops.state.refused = false;
+  });
+
   await step("the tab keeps the token until it is told to forget it", async () => {
     await page.reload();
     await page.getByRole("button", { name: "node-1" }).waitFor();

@@ -68,7 +68,8 @@ export class Account {
     this.login = login;
     try {
       sessionStorage.removeItem(KEY);
-      if (login === null) localStorage.removeItem(KEY);
+      // a login that ends here was kept there; somebody else's, of another tab, is not ours to end
+      if (login === null) this.keep && localStorage.removeItem(KEY);
       else (this.keep ? localStorage : sessionStorage).setItem(KEY, JSON.stringify(login));
     } catch {
       // as above
@@ -91,11 +92,20 @@ export class Account {
     return login;
   }
 
+  /** Ends all logins of this person; fails if the server does not say that it has. */
+  async endAll(): Promise<void> {
+    const token = this.login?.token;
+    if (token === undefined) return;
+    await post("/v1/logout", { all: true }, token).catch((error: unknown) => {
+      if (!(error instanceof AccountError && error.status === 401)) throw error; // ended already
+    });
+  }
+
   /** Ends the login on the server if it can be reached, and here in any case. */
-  async signOut(everywhere: boolean): Promise<void> {
+  async signOut(): Promise<void> {
     const token = this.login?.token;
     this.save(null);
-    if (token !== undefined) await post("/v1/logout", everywhere ? { all: true } : {}, token).catch(() => undefined);
+    if (token !== undefined) await post("/v1/logout", {}, token).catch(() => undefined);
   }
 
   forget(): void {
@@ -109,7 +119,11 @@ export class Account {
     if (token === undefined) return "refused";
     if (used !== undefined && used !== token) return "renewed"; // another tab was faster
     try {
-      this.save((await post("/v1/token", undefined, token)) as Login);
+      const login = (await post("/v1/token", undefined, token)) as Login;
+      this.reload();
+      // somebody has signed out meanwhile, or in, here or in another tab: theirs stands
+      if (this.login?.token !== token) return this.login === null ? "refused" : "renewed";
+      this.save(login);
       return "renewed";
     } catch (error) {
       return error instanceof AccountError && error.status === 401 ? "refused" : "unreachable";

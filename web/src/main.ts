@@ -69,9 +69,10 @@ const app = new AppView(store, {
   freshId,
   now,
   signOut: async (everywhere) => {
+    if (everywhere) await account.endAll(); // if that fails nobody is signed out, and the dialog says why
     session.stop();
     store.clear();
-    await account.signOut(everywhere);
+    await account.signOut();
     showSign("");
   },
 });

@@ -89,11 +89,11 @@ export class Outbox {
   }
 
   /** When `ready` may name a message that it does not name now; undefined: only after another input. */
-  deadline(): number | undefined {
+  deadline(now: number): number | undefined {
     let at: number | undefined;
     for (const queue of this.rooms.values()) {
       const first = queue.find((p) => p.state !== "failed");
-      if (first?.state === "retrying" && (at === undefined || first.retry_at < at)) at = first.retry_at;
+      if (first?.state === "retrying" && first.retry_at > now && (at === undefined || first.retry_at < at)) at = first.retry_at;
     }
     return at;
   }
@@ -131,7 +131,8 @@ export class Outbox {
     }
     pending.state = "retrying";
     const backoff = random * Math.min(RETRY_CAP_MS, RETRY_BASE_MS * 2 ** pending.tries);
-    pending.retry_at = now + (error.retry_after_ms ?? backoff);
+    // many are told the same at once: they do not come again together
+    pending.retry_at = now + (error.retry_after_ms ?? 0) + backoff;
   }
 
   /** The search found nothing above `since`: the next try starts from where the search ended. */

@@ -23,6 +23,7 @@ import {
   type SubscribeRoom,
   type UserMarks,
   type WireError,
+  verdict,
 } from "./protocol.ts";
 
 export interface Socket {
@@ -112,6 +113,8 @@ const STABLE_MS = 60_000;
 /** A room that cannot be subscribed is asked again, ever more seldom. */
 const RESUBSCRIBE_CAP_MS = 30_000;
 const MARK_EVERY_MS = 600;
+/** After a refusal, more or less by half. */
+const MARK_AGAIN_MS = 5_000;
 const MARKS_A_ROUND = 20;
 const WAITING_MAX = 256;
 const RENEW_WHEN_LEFT_MS = 12 * 3_600_000;
@@ -181,7 +184,9 @@ export class Session {
   private serverWaitUntil: number | null = null;
   private renewedAt = -Infinity;
   private resubscribes = 0;
-  private timers: Record<"connect" | "retry" | "alive" | "stable" | "mark" | "outbox" | "move" | "resubscribe", (() => void) | null> = {
+  /** Of the rooms pushed since the last listing began: what was said of each last; null: it is gone. */
+  private pushed = new Map<string, Room | null>();
+  private timers: Record<"connect" | "retry" | "alive" | "stable" | "mark" | "outbox" | "move" | "resubscribe" | "list", (() => void) | null> = {
     connect: null,
     retry: null,
     alive: null,
@@ -190,6 +195,7 @@ export class Session {
     outbox: null,
     move: null,
     resubscribe: null,
+    list: null,
   };
 
   constructor(host: Host, out: (output: Output) => void) {
@@ -364,7 +370,7 @@ export class Session {
   private drop(code: number, reason: string): void {
     this.generation++;
     this.ready = false;
-    this.cancel("connect", "retry", "alive", "stable", "mark", "outbox", "move", "resubscribe");
+    this.cancel("connect", "retry", "alive", "stable", "mark", "outbox", "move", "resubscribe", "list");
     const socket = this.socket;
     this.socket = null;
     socket?.close(code, reason);
@@ -402,7 +408,8 @@ export class Session {
   private wait(serverSaysMs?: number): void {
     const now = this.host.now();
     const backoff = this.host.random() * Math.min(BACKOFF_CAP_MS, BACKOFF_BASE_MS * 2 ** Math.min(this.attempt, 10));
-    let ms = serverSaysMs ?? backoff;
+    // many were told the same: they do not come back together
+    let ms = serverSaysMs === undefined ? backoff : serverSaysMs + backoff;
     if (serverSaysMs === undefined && this.serverWaitUntil !== null) ms = Math.max(0, this.serverWaitUntil - now);
     this.serverWaitUntil = null;
     this.attempt++;
@@ -437,13 +444,21 @@ export class Session {
       this.limits = me.limits ?? DEFAULT_LIMITS;
       this.pingIntervalMs = me.ping_interval_ms || 25_000;
       this.out({ kind: "hello", user: me.user, name: me.name, limits: this.limits });
-      const rooms = await this.listRooms();
+      // one room whose owner is away does not keep the others from going on as they are known
+      let later: number | null = null;
+      const rooms = await this.listRooms().catch((error: unknown) => {
+        const known = this.everOnline && error instanceof Refused && verdict(error.error.code) === "unknown";
+        if (!known) throw error;
+        later = error.error.retry_after_ms ?? 0;
+        return null;
+      });
       if (generation !== this.generation) return;
       this.cancel("connect");
       this.ready = true;
       this.everOnline = true;
       this.resubscribes = 0;
-      this.adopt(rooms);
+      if (rooms) this.adopt(rooms);
+      if (later !== null) this.listAgain(later);
       this.setLink({ state: "online" });
       this.setTimer("stable", STABLE_MS, () => {
         this.attempt = 0;
@@ -466,7 +481,17 @@ export class Session {
     }
   }
 
+  /** All rooms, as they are once the last page is here: what was pushed meanwhile counts. */
   private async listRooms(): Promise<Room[]> {
+    const pushed = new Map<string, Room | null>();
+    this.pushed = pushed;
+    const listed = (await this.readRooms()).filter(({ room }) => pushed.get(room) !== null);
+    const names = new Set(listed.map(({ room }) => room));
+    for (const [room, info] of pushed) if (info !== null && !names.has(room)) listed.push(info);
+    return listed;
+  }
+
+  private async readRooms(): Promise<Room[]> {
     const rooms: Room[] = [];
     let after: string | undefined;
     for (;;) {
@@ -475,7 +500,19 @@ export class Session {
       const last = page.rooms.at(-1);
       if (!page.more || !last || rooms.length >= this.limits.subscriptions) return rooms;
       after = last.room;
+      // it goes on, however long the list is
+      if (this.timers.connect) this.setTimer("connect", CONNECT_TIMEOUT_MS, () => this.closed(LOCAL_CLOSE, "no answer"));
     }
+  }
+
+  /** The rooms are asked for after a while: one of their owners did not answer. */
+  private listAgain(afterMs = 0): void {
+    const backoff = this.host.random() * Math.min(RESUBSCRIBE_CAP_MS, 1_000 * 2 ** Math.min(this.resubscribes++, 10));
+    this.setTimer("list", afterMs + 500 + backoff, () => {
+      this.refreshRooms().catch((error: unknown) => {
+        if (error instanceof Refused && this.ready) this.listAgain(error.error.retry_after_ms);
+      });
+    });
   }
 
   /** Asks for the list again, after a change that no push is sure to tell. */
@@ -493,7 +530,7 @@ export class Session {
     for (const [room, cursor] of this.cursors) {
       // the open room is asked for once more: whoever was removed still gets everything up to that
       if (!listed.has(room) && room !== this.open) this.cursors.delete(room);
-      else if (!listed.has(room) && cursor.last === null && cursor.state !== "on") cursor.state = "ended";
+      else if (!listed.has(room) && cursor.last === null && cursor.state !== "on") this.end(room, Code.not_a_member, "no longer a member");
     }
     this.out({ kind: "rooms", rooms });
   }
@@ -638,6 +675,7 @@ export class Session {
       }
       case "room": {
         const room = body as Room;
+        this.pushed.set(room.room, room);
         this.adoptRoom(room);
         this.out({ kind: "room", room });
         if (this.ready && this.cursor(room.room).state === "none") this.subscribe([room.room]);
@@ -645,6 +683,7 @@ export class Session {
       }
       case "room_gone": {
         const { room, code } = body as Pushes["room_gone"];
+        this.pushed.set(room, null);
         this.marksDue.delete(room);
         if (this.open !== room) this.cursors.delete(room);
         this.out({ kind: "room_gone", room, code });
@@ -843,6 +882,12 @@ export class Session {
     if (this.ready && !this.timers.mark) this.setTimer("mark", MARK_EVERY_MS, () => this.sayMarks());
   }
 
+  /** A mark that was refused for now: with the others, after a while. */
+  private markAgain(room: string, afterMs: number): void {
+    this.marksDue.add(room);
+    if (!this.timers.mark) this.setTimer("mark", afterMs + MARK_AGAIN_MS * (0.5 + this.host.random()), () => this.sayMarks());
+  }
+
   private sayMarks(): void {
     let left = MARKS_A_ROUND;
     for (const room of this.marksDue) {
@@ -857,7 +902,12 @@ export class Session {
           cursor.seen = Math.max(cursor.seen, reply.seen);
           this.out({ kind: "my_marks", room, ...reply });
         },
-        () => undefined, // stated again after the next subscribe
+        (error: unknown) => {
+          // on a connection that is lost, they are stated again after the next subscribe
+          if (!(error instanceof Refused) || !this.ready) return;
+          const said = verdict(error.error.code);
+          if (said === "unknown" || said === "not_this_try") this.markAgain(room, error.error.retry_after_ms ?? 0);
+        },
       );
       if (--left === 0) break;
     }
@@ -875,8 +925,9 @@ export class Session {
       if (state === "none" || state === "asked" || state === "pending") continue;
       this.trySend(pending);
     }
-    const at = this.outbox.deadline();
-    if (at !== undefined) this.setTimer("outbox", Math.max(0, at - now), () => this.pump());
+    // one whose time has come, and whose room is not on yet, goes once it is
+    const at = this.outbox.deadline(now);
+    if (at !== undefined) this.setTimer("outbox", at - now, () => this.pump());
   }
 
   private trySend(pending: Pending): void {
@@ -969,8 +1020,10 @@ export class Session {
       }
       pending.state = "failed"; // still unknown: the person may look, or try again
     } catch (error) {
-      if (error instanceof Refused) this.outbox.refused(pending, error.error, this.host.now(), this.host.random());
-      else if (generation === this.generation) this.outbox.lost(pending, this.host.now());
+      if (error instanceof Refused) {
+        this.outbox.refused(pending, error.error, this.host.now(), this.host.random());
+        pending.definite = false; // it was the search that was refused: an earlier try may be in the log
+      } else if (generation === this.generation) this.outbox.lost(pending, this.host.now());
     }
     this.out({ kind: "outbox", room });
     this.pump();

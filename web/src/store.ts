@@ -20,6 +20,8 @@ export interface RoomState {
   members: Map<string, Member>;
   memberCount: number;
   membersMore: boolean;
+  /** The last of the last page: others join meanwhile. */
+  membersLast: string | undefined;
   membersLoaded: boolean;
   /** When something last happened, for the order of the list. */
   activity: number;
@@ -267,6 +269,7 @@ export class Store {
       members: new Map(),
       memberCount: 0,
       membersMore: false,
+      membersLast: undefined,
       membersLoaded: false,
       activity: info.last?.at ?? 0,
       newAbove: null,
@@ -504,7 +507,13 @@ export class Store {
   async loadOlder(id: string): Promise<void> {
     const room = this.rooms.get(id);
     const first = room?.timeline.first;
-    if (!room || room.loading || !room.timeline.more || first === undefined) return;
+    if (!room || room.loading || first === undefined) return;
+    if (!room.timeline.more) {
+      // it was a gap that could not be filled: it is tried again where it stands
+      room.loadError = null;
+      this.touch("log");
+      return;
+    }
     await this.page(room, async () => {
       const { log } = room.info;
       const page = await this.session.history(id, { before: first });
@@ -557,7 +566,7 @@ export class Store {
   async loadMembers(id: string, next = false): Promise<void> {
     const room = this.rooms.get(id);
     if (!room) return;
-    const after = next ? [...room.members.keys()].at(-1) : undefined;
+    const after = next ? room.membersLast : undefined;
     try {
       const reply = await this.session.request("members", after === undefined ? { room: id, limit: 100 } : { room: id, after, limit: 100 });
       if (!next) room.members = new Map();
@@ -567,6 +576,7 @@ export class Store {
       }
       room.memberCount = reply.count;
       room.membersMore = reply.more;
+      room.membersLast = reply.members.at(-1)?.user;
       room.membersLoaded = true;
       this.touch("members", "log", "room");
     } catch {

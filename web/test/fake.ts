@@ -36,6 +36,7 @@ export class FakeSocket {
 export class World {
   time = 0;
   chance = 0.5;
+  timersSet = 0;
   theToken: string | null = "token-1";
   renewals: ("renewed" | "refused" | "unreachable")[] = [];
   sockets: FakeSocket[] = [];
@@ -49,6 +50,7 @@ export class World {
       now: () => this.time,
       random: () => this.chance,
       timer: (ms, run) => {
+        this.timersSet++;
         const timer = { at: this.time + ms, run };
         this.timers.push(timer);
         return () => {

@@ -239,8 +239,8 @@ test("what each refusal does to a send", async () => {
     const first = await world.refuse("send", code, { retry_after_ms: 700 });
     const pending = world.session.outbox.of("r")[0];
     assert.equal(pending?.state, retried ? "retrying" : "failed", `code ${code}`);
-    await world.pass(699);
-    assert.equal(world.has("send"), false, `code ${code}: the server's retry_after_ms wins`);
+    await world.pass(1_199); // of half a second of backoff more: others were told the same
+    assert.equal(world.has("send"), false, `code ${code}: not before the server's retry_after_ms`);
     await world.pass(1);
     assert.equal(world.has("send"), retried, `code ${code}`);
     if (retried) assert.deepEqual(world.take("send").body, first, `code ${code}: same id, same since`);
@@ -250,6 +250,87 @@ test("what each refusal does to a send", async () => {
       assert.equal(again.client_msg_id, "m2", `code ${code}: nothing is in the log, so it is a new message`);
     }
   }
+});
+
+test("a message whose room is not on yet sets no timer that is over already", async () => {
+  const world = await inRoom();
+  world.session.send("r", "mine");
+  await world.refuse("send", 108, { retry_after_ms: 700 });
+  await world.close(1006);
+  await world.pass(60_000);
+  world.socket.handlers.open();
+  await world.settle();
+  await world.answer("auth", { user: "u1", name: "Ada", expires_at: 9e12, server_time: 0, ping_interval_ms: 9e6 });
+  await world.answer("rooms", { rooms: [aRoom("r", 3)], more: false });
+  const before = world.timersSet;
+  await world.pass(1_000);
+  assert.equal(world.timersSet, before, "nothing is left to wait for but the reply to the subscribe");
+  await world.answerSubscribe([aRoom("r", 3)]);
+  assert.equal(world.has("send"), true);
+});
+
+test("a search that is refused says nothing of the message", async () => {
+  const world = await inRoom();
+  world.session.send("r", "mine");
+  await world.refuse("send", 113);
+  await world.refuse("history", 103);
+  const pending = world.session.outbox.of("r")[0];
+  assert.deepEqual([pending?.state, pending?.definite], ["failed", false]);
+  world.session.retry("r", "m1");
+  assert.equal((world.take("send").body as { client_msg_id: string }).client_msg_id, "m1", "it may be in the log: the same id");
+});
+
+test("what is pushed while the list is read is not undone by it", async () => {
+  const world = new World();
+  world.session.start();
+  world.socket.handlers.open();
+  await world.settle();
+  await world.answer("auth", { user: "u1", name: "Ada", expires_at: 9e12, server_time: 0, ping_interval_ms: 9e6 });
+  await world.answer("rooms", { rooms: [aRoom("a"), aRoom("b")], more: true });
+  await world.say({ room: aRoom("aa") });
+  await world.say({ room_gone: { room: "b", code: 123 } });
+  await world.answer("rooms", { rooms: [aRoom("c")], more: false });
+  assert.deepEqual(world.of("rooms")[0]?.rooms.map(({ room }) => room), ["a", "c", "aa"]);
+  const asked = (world.take("subscribe").body as { rooms: { room: string }[] }).rooms.map(({ room }) => room);
+  assert.deepEqual(asked.sort(), ["a", "aa", "c"]);
+});
+
+test("a list that is refused for now keeps nobody offline who has been online", async () => {
+  const world = await inRoom();
+  await world.close(1006);
+  await world.pass(1_000);
+  const again = async () => {
+    world.socket.handlers.open();
+    await world.settle();
+    await world.answer("auth", { user: "u1", name: "Ada", expires_at: 9e12, server_time: 0, ping_interval_ms: 9e6 });
+    await world.refuse("rooms", 108, { retry_after_ms: 500 });
+  };
+  await again();
+  assert.equal(world.session.state.state, "online");
+  await world.answerSubscribe([aRoom("r", 3)]);
+  await world.pass(1_499);
+  assert.equal(world.has("rooms"), false);
+  await world.pass(1);
+  await world.refuse("rooms", 108, { retry_after_ms: 500 });
+  await world.pass(2_000);
+  await world.answer("rooms", { rooms: [aRoom("r", 3), aRoom("new")], more: false });
+  assert.deepEqual(world.of("rooms").at(-1)?.rooms.map(({ room }) => room), ["r", "new"]);
+  assert.equal(world.has("subscribe"), true);
+  await world.pass(600_000);
+  assert.equal(world.has("rooms"), false, "once is enough");
+});
+
+test("a mark that is refused for now is stated again", async () => {
+  const world = await inRoom();
+  world.session.mark("r", { delivered: 2, seen: 2 });
+  await world.pass(600);
+  await world.refuse("mark", 108, { retry_after_ms: 500 });
+  await world.pass(5_499);
+  assert.equal(world.has("mark"), false);
+  await world.pass(1);
+  await world.refuse("mark", 103);
+  await world.pass(60_000);
+  assert.equal(world.has("mark"), false, "a refusal for good is not asked again");
 });
 
 test("after 113 the log is searched: found there, it is settled", async () => {
@@ -383,7 +464,7 @@ test("a refused token ends in signed out, an overloaded server in a wait", async
     await world.settle();
     await world.refuse("auth", code, { retry_after_ms: 1500 });
     assert.equal(world.session.state.state, state, `auth error ${code}`);
-    if (state === "waiting") assert.deepEqual(world.session.state, { state, until: 1500, again: false });
+    if (state === "waiting") assert.deepEqual(world.session.state, { state, until: 1750, again: false });
   }
 });
 

@@ -167,6 +167,17 @@ test("members, roles and names follow the events", async () => {
   assert.equal(page.store.unread(room), 1, "only messages count");
 });
 
+test("the next page of members begins behind the last one, whoever joins meanwhile", async () => {
+  const page = await Page.open([aRoom("a", 1)], "a", { a: { from: 1 } });
+  const member = (user: string) => ({ user, name: user, role: "member", joined_seq: 1 });
+  await page.answer("members", { members: [member("u1"), member("u2")], count: 3, more: true });
+  await page.say({ event: anEvent("a", 1) });
+  await page.say({ event: line("a", 2, 1, { joined: { user: "zz", name: "Zoe", role: "member" } }) });
+  void page.store.loadMembers("a", true);
+  assert.deepEqual(await page.answer("members", { members: [member("u3"), member("zz")], count: 4, more: false }), { room: "a", after: "u2", limit: 100 });
+  assert.deepEqual([...page.room("a").members.keys()].sort(), ["u1", "u2", "u3", "zz"]);
+});
+
 test("receipts come from the member list and rise with the pushes", async () => {
   const page = await Page.open([aRoom("a", 1)], "a", { a: { from: 1 } });
   await page.answer("members", {

@@ -6,6 +6,8 @@ use serde::Serialize;
 
 /// It is measured over at least so long.
 const EVERY: Duration = Duration::from_secs(2);
+/// An older measure tells nothing of now.
+const OLD: Duration = Duration::from_secs(10);
 
 /// What one node bears.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
@@ -52,7 +54,8 @@ impl Gauge {
             sends_per_s: 0.0,
             cpu: 0.0,
         };
-        if let (Some((_, before)), Some(since)) = (self.before, since) {
+        // Of a measure that is old it would be a mean over all the time that nobody looked.
+        if let (Some((_, before)), Some(since)) = (self.before, since.filter(|since| *since <= OLD)) {
             let rate = |now: f64, before: f64| {
                 ((now - before).max(0.0) / since.as_secs_f64() * 100.0).round() / 100.0
             };
@@ -100,6 +103,10 @@ mod tests {
         let soon = gauge.look(Duration::from_secs(11), || panic!("it is not old"));
         assert_eq!(soon, want);
         let then = gauge.look(Duration::from_secs(14), || metrics(300, 3.0));
+        assert_eq!(then, Load { sends_per_s: 50.0, cpu: 0.5, ..want });
+        let after_hours = gauge.look(Duration::from_secs(14_000), || metrics(9_300, 90.0));
+        assert_eq!(after_hours, want, "a mean over hours is not what goes on now");
+        let then = gauge.look(Duration::from_secs(14_002), || metrics(9_400, 91.0));
         assert_eq!(then, Load { sends_per_s: 50.0, cpu: 0.5, ..want });
     }
 }

@@ -15,7 +15,7 @@ use banyan_router_etcd::coordination::Coordination;
 use tokio::time::{Instant, sleep};
 
 use super::state::State;
-use super::{AGAIN, Opened, Plan, count_of, no_such_node, read_state, slots_named};
+use super::{AGAIN, Opened, Plan, count_of, no_such_node, read_state, slots_named, told};
 use crate::cli::RingChange;
 use crate::failure::{Exit, Failure};
 use crate::output;
@@ -50,15 +50,26 @@ pub(super) async fn run(asked: &RingChange, wish: Wish<'_>) -> Result<(), Failur
     }
     let done = apply(&*ring.etcd, cluster, decide).await?;
     super::print(&done.plan, asked.json, |plan| match done.changed {
-        false => "nothing to change: it is so already\n".to_owned(),
+        false => "nothing to change: the ring wants it so already\n".to_owned(),
         true => plan.text(true),
     })?;
-    if !asked.no_wait {
-        let slots: Vec<SlotId> = done.plan.slots_moved().collect();
-        let left = |state: &State| not_there(state, &slots);
-        wait_until(&*ring.etcd, cluster, asked.wait, left).await?;
+    if asked.no_wait {
+        say_if_frozen(&done.state);
+        return Ok(());
     }
-    Ok(())
+    // Those that were named, too: the same command may have been given before, and they are on their way still.
+    let mut slots = slots_named(&asked.slots, done.state.meta.founding.slots.get())?;
+    slots.extend(done.plan.slots_moved());
+    slots.sort_unstable();
+    slots.dedup();
+    wait_until(&*ring.etcd, cluster, asked.wait, |state| not_there(state, &slots)).await
+}
+
+/// For commands that do not wait to see it.
+pub(crate) fn say_if_frozen(state: &State) {
+    if let Some(why) = &state.frozen {
+        output::print_error(&format!("nothing moves yet, ownership is frozen: {why}\n"));
+    }
 }
 
 /// Slots that are not yet where they should be, though the node that should have them could.
@@ -76,8 +87,10 @@ pub(super) fn decide(state: &State, slots: &[SlotId], wish: Wish<'_>) -> Result<
     let done = match wish {
         Wish::Pin(node) => {
             // It may be away for the moment.
-            if state.node(node).is_none() {
-                return Err(no_such_node(node, state.nodes.iter().map(|row| &row.node)));
+            match state.node(node) {
+                None => return Err(no_such_node(node, state.nodes.iter().map(|row| &row.node))),
+                Some(row) if row.entry.is_some() || row.drained => check_taker(state, target, node)?,
+                Some(_) => {}
             }
             slots.iter().for_each(|&slot| wished.pin(slot, Some(node.clone())));
             solve(&wished, members())
@@ -156,33 +169,59 @@ pub(crate) struct Applied {
     pub(crate) state: State,
 }
 
-/// Changes the target. `decide` is asked again when somebody else was faster; it says `None` when all is as wished.
+/// Changes the target. `decide` is asked again when somebody else was faster; it says `None` when all is as wished. An answer of
+/// etcd that never came is told in the end if it was not found out what it was.
 pub(crate) async fn apply(
     etcd: &dyn Coordination,
     cluster: &str,
     decide: impl Fn(&State) -> Result<Option<Target>, Failure>,
 ) -> Result<Applied, Failure> {
+    let mut unknown = None;
     for _ in 0..TRIES {
-        let state = read_state(etcd, cluster).await?;
+        let state = match read_state(etcd, cluster).await {
+            Err(error) if unknown.is_some() => return Err(not_known(&error.lines.join(", "))),
+            state => state?,
+        };
         let before = Arc::clone(state.placed()?);
         let Some(after) = decide(&state)? else {
-            return Ok(Applied { changed: false, plan: Plan::new(&before, &before), state });
+            // A try whose answer was lost has made it so, or somebody else meanwhile.
+            let changed = unknown.is_some();
+            return Ok(Applied {
+                changed,
+                plan: unknown.unwrap_or_else(|| Plan::new(&before, &before)),
+                state,
+            });
         };
         let plan = Plan::new(&before, &after);
         match etcd.cas_target(Some(before), Arc::new(after)).await {
             TargetOutcome::Won => return Ok(Applied { changed: true, plan, state }),
             TargetOutcome::Lost(_) => {}
-            TargetOutcome::Unknown => sleep(AGAIN).await,
+            TargetOutcome::Unknown => {
+                if let Some(refused) = etcd.refused() {
+                    return Err(told(&refused));
+                }
+                unknown = Some(plan);
+                sleep(AGAIN).await;
+            }
         }
     }
-    Err(Failure::new(
-        Exit::Unavailable,
-        "etcd did not say that the change was made, or others were always faster",
-    )
-    .with_hint("`banyan ring show` says how it is; the same command may be given again"))
+    Err(match unknown {
+        Some(_) => not_known("etcd did not answer in time"),
+        None => {
+            let words =
+                format!("others changed the ring at the same time, {TRIES} times over: nothing was changed");
+            Failure::new(Exit::Unavailable, words).with_hint("give the same command again")
+        }
+    })
 }
 
-/// Waits until nothing is left to move. `left` counts it.
+fn not_known(why: &str) -> Failure {
+    let words = format!("it is not known whether the change was made, or will be: {why}");
+    Failure::new(Exit::Unavailable, words)
+        .with_hint("give the same command again once etcd answers: what is made already is not made twice")
+}
+
+/// Waits until nothing is left to move. `left` counts it. An etcd that is away for a while is waited for.
 pub(crate) async fn wait_until(
     etcd: &dyn Coordination,
     cluster: &str,
@@ -192,7 +231,19 @@ pub(crate) async fn wait_until(
     let began = Instant::now();
     let mut said = false;
     loop {
-        let state = read_state(etcd, cluster).await?;
+        let state = match read_state(etcd, cluster).await {
+            Ok(state) => state,
+            Err(error) if error.exit != Exit::Unavailable => return Err(error),
+            Err(_) if began.elapsed() < at_most => {
+                sleep(AGAIN).await;
+                continue;
+            }
+            Err(error) => {
+                let words = format!("the change is noted, but {}", error.lines.join(", "));
+                return Err(Failure::new(Exit::Unavailable, words)
+                    .with_hint("slots move once etcd answers; `banyan ring show` follows it"));
+            }
+        };
         let count = left(&state);
         if count == 0 {
             if said {

@@ -125,12 +125,13 @@ pub(super) async fn recover(
             changed = timeout(STALLED, seen.changed()) => match changed {
                 Ok(Ok(())) => {}
                 Ok(Err(_)) => break,
-                Err(_) => {
-                    return Err(stalled());
-                }
+                Err(_) => return Err(stalled(&*etcd, seen.borrow().step)),
             },
         }
         let now = *seen.borrow_and_update();
+        if let Some(refused) = etcd.refused() {
+            return Err(told(&refused));
+        }
         // Requests that fail and are made again are no progress.
         if said != Some(now) {
             went_on = Instant::now();
@@ -142,13 +143,17 @@ pub(super) async fn recover(
         }
         said = Some(now);
         if went_on.elapsed() >= STALLED {
-            let words =
-                format!("nothing has gone on for {} s: etcd or the store does not answer", STALLED.as_secs());
-            return Err(Failure::new(Exit::Unavailable, words)
-                .with_hint("ownership is frozen until the same command, given again, is through"));
+            return Err(stalled(&*etcd, now.step));
         }
     }
-    let frozen = etcd.read_all().await.map_err(|error| told(&error))?.frozen;
+    let frozen = match etcd.read_all().await {
+        Ok(everything) => everything.frozen,
+        Err(error) => {
+            let words = format!("recovered; whether it is frozen again since could not be read: {error}");
+            return Err(Failure::new(Exit::Unavailable, words)
+                .with_hint("nothing needs to be done again: `banyan ring show` says how it is"));
+        }
+    };
     match frozen {
         None => Ok(()),
         Some(why) => Err(Failure::new(Exit::No, format!("recovered, but frozen again since: {why}"))
@@ -156,10 +161,20 @@ pub(super) async fn recover(
     }
 }
 
-fn stalled() -> Failure {
+fn stalled(etcd: &dyn Coordination, at: Step) -> Failure {
+    if let Some(refused) = etcd.refused() {
+        return told(&refused);
+    }
     let words = format!("nothing has gone on for {} s: etcd or the store does not answer", STALLED.as_secs());
-    Failure::new(Exit::Unavailable, words)
-        .with_hint("ownership is frozen until the same command, given again, is through")
+    Failure::new(Exit::Unavailable, words).with_hint(match at {
+        Step::Freezing => "it is not known whether ownership is frozen: `banyan ring show` says it. Give the same command again",
+        Step::Lifting | Step::Done => {
+            "all slots have their new epochs; it is not known whether ownership may change again: `banyan ring show` says it. If it is frozen, give the same command again"
+        }
+        Step::ListingRuns | Step::Fencing | Step::ReadingSlots | Step::SettingSlots => {
+            "ownership is frozen until the same command, given again, is through"
+        }
+    })
 }
 
 /// `None`: that it is done is said where it was begun.

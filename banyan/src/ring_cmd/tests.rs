@@ -5,16 +5,18 @@ use std::time::Duration;
 
 use banyan_proto::id::{Epoch, Incarnation, SlotId};
 use banyan_router::meta::{ClusterId, Founding, Meta};
-use banyan_router::node::Listing;
+use banyan_router::node::{Listing, TargetOutcome};
 use banyan_router::node_key::{self, NodeEntry, Role};
 use banyan_router::slot::SlotCount;
 use banyan_router::slot_key::{NodeId, SlotKey};
 use banyan_router::target::{Member, Target, solve};
-use banyan_router_etcd::Memory;
 use banyan_router_etcd::contract::cluster::{Ground, Running, place, start, until, until_serving};
 use banyan_router_etcd::contract::{entry, peer};
 use banyan_router_etcd::coordination::{Coordination, Everything};
+use banyan_router_etcd::memory::Reach;
 use banyan_router_etcd::surroundings::Records;
+use banyan_router_etcd::{Keys, Memory};
+use futures_util::FutureExt as _;
 use serde_json::{Value, json};
 
 use super::change::{Wish, decide};
@@ -337,8 +339,10 @@ fn what_would_not_last_is_refused() {
     let mut drained = target;
     drained.drain(&id("b"), true);
     let state = with_target(&names, solve(&drained, drained.members().to_vec()));
-    let gone = refused(&state, &all[..1], Wish::Move(&id("b")));
-    assert_eq!(gone, (Exit::No, "node b is drained".to_owned()));
+    for wish in [Wish::Move(&id("b")), Wish::Pin(&id("b"))] {
+        let gone = refused(&state, &all[..1], wish);
+        assert_eq!(gone, (Exit::No, "node b is drained".to_owned()));
+    }
 }
 
 #[test]
@@ -454,6 +458,81 @@ async fn a_change_waits_neither_for_a_frozen_ring_nor_for_ever() {
     let state = read_state(&*ring, "banyan").await.unwrap();
     assert_eq!(state.frozen, None);
     assert!(state.slots.iter().all(|slot| slot.key.as_ref().unwrap().epoch.0 >> 32 == 1));
+}
+
+/// A ring by a way that faults are on, beside two runs whose way is sound.
+async fn two_and_a_bad_way() -> (Memory, [Running; 2]) {
+    let ring = Memory::memory("banyan").unwrap();
+    let sound: Arc<dyn Coordination> = Arc::new(Keys::new(ring.kv().direct(), "banyan").unwrap());
+    sound.meta(meta(64)).await.unwrap();
+    let ground = Arc::new(Ground::default());
+    let runs =
+        [("a", 1), ("b", 2)].map(|(name, number)| start(&sound, &ground, &peer(name, number), entry(number)));
+    until_serving(&ground, &[&runs[0], &runs[1]], "both own half").await;
+    (ring, runs)
+}
+
+#[tokio::test]
+async fn a_change_whose_answer_is_lost_is_found_to_be_made() {
+    let (ring, _runs) = two_and_a_bad_way().await;
+    ring.kv().lose_answers(1);
+    let done = apply(&ring, "banyan", |state| drained(state, &id("a"), true)).await.unwrap();
+    assert!(done.changed && done.plan.moved() == 32, "{done:?}");
+    assert_eq!(ring.kv().answer_again(), 0, "an answer was lost");
+}
+
+#[tokio::test]
+async fn a_change_of_which_nobody_knows_is_told_so() {
+    let (ring, _runs) = two_and_a_bad_way().await;
+    ring.kv().lose_answers(1);
+    let store = ring.kv().clone();
+    let cut = async {
+        while store.direct().answers_to_lose() > 0 {
+            sleep(Duration::from_millis(1)).await;
+        }
+        store.set_reach(Reach::Refuses);
+    };
+    let (failure, ()) = tokio::join!(apply(&ring, "banyan", |state| drained(state, &id("a"), true)), cut);
+    let failure = failure.unwrap_err();
+    assert_eq!(failure.exit, Exit::Unavailable);
+    assert!(failure.lines[0].starts_with("it is not known whether the change was made"), "{failure}");
+    store.set_reach(Reach::Up);
+    let again = apply(&ring, "banyan", |state| drained(state, &id("a"), true)).await.unwrap();
+    assert!(!again.changed, "it was");
+    // Others who are always faster are something else.
+    let failure = apply(&ring, "banyan", |state| {
+        let target = state.placed()?;
+        let turn = |node: &str| {
+            let mut other = Target::clone(target);
+            other.drain(&id(node), !target.drained().contains(&id(node)));
+            solve(&other, target.members().to_vec())
+        };
+        let faster = ring.cas_target(Some(Arc::clone(target)), Arc::new(turn("a")));
+        assert_eq!(faster.now_or_never(), Some(TargetOutcome::Won));
+        Ok(Some(turn("b")))
+    });
+    let failure = failure.await.unwrap_err();
+    assert_eq!(
+        failure.lines,
+        ["others changed the ring at the same time, 10 times over: nothing was changed"]
+    );
+}
+
+#[tokio::test]
+async fn an_etcd_that_is_away_while_slots_move_is_waited_for() {
+    let (ring, _runs) = two_and_a_bad_way().await;
+    let store = ring.kv().clone();
+    store.set_reach(Reach::Refuses);
+    let back = async {
+        sleep(Duration::from_millis(700)).await;
+        store.set_reach(Reach::Up);
+    };
+    let (waited, ()) = tokio::join!(wait_until(&ring, "banyan", LONG, |_| 0), back);
+    waited.unwrap();
+    store.set_reach(Reach::Refuses);
+    let failure = wait_until(&ring, "banyan", Duration::from_millis(300), |_| 0).await.unwrap_err();
+    assert_eq!(failure.exit, Exit::Unavailable);
+    assert!(failure.lines[0].starts_with("the change is noted, but etcd at "), "{failure}");
 }
 
 #[tokio::test]

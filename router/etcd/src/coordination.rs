@@ -130,6 +130,12 @@ pub trait Coordination: Send + Sync + Debug + 'static {
     /// The same though ownership is frozen: for `ring recover` alone.
     fn recover_slot(&self, slot: SlotId, expect: Option<SlotKey>, new: SlotKey) -> BoxFuture<'_, CasOutcome>;
 
+    /// What etcd has refused this process at last, where asking again does not help: a person must change something. To nodes an
+    /// outcome is unknown then as with any other failure; people are told.
+    fn refused(&self) -> Option<Error> {
+        None
+    }
+
     /// Linearizable.
     fn read_slot(&self, slot: SlotId) -> BoxFuture<'_, Result<Option<SlotKey>, Failed>>;
 

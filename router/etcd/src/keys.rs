@@ -5,7 +5,7 @@
 //! are compared in a second transaction: the first is known not to have been applied.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use banyan_proto::id::{Incarnation, SlotId};
@@ -41,6 +41,8 @@ pub struct Keys<K> {
     kv: K,
     prefix: Arc<str>,
     swaps: Arc<Swaps>,
+    /// The last refusal.
+    refused: Arc<Mutex<Option<kv::Error>>>,
 }
 
 impl<K: Kv> fmt::Debug for Keys<K> {
@@ -70,7 +72,12 @@ impl<K: Kv> Keys<K> {
         if cluster.is_empty() || cluster.len() > CLUSTER_NAME_MAX || !cluster.bytes().all(allowed) {
             return Err(Error::ClusterName(cluster.chars().take(CLUSTER_NAME_MAX).collect()));
         }
-        Ok(Self { kv, prefix: format!("/banyan/{cluster}/").into(), swaps: Arc::default() })
+        Ok(Self {
+            kv,
+            prefix: format!("/banyan/{cluster}/").into(),
+            swaps: Arc::default(),
+            refused: Arc::default(),
+        })
     }
 
     pub fn kv(&self) -> &K {
@@ -173,7 +180,10 @@ impl<K: Kv> Keys<K> {
     fn failed(&self, what: &'static str, error: &kv::Error) -> Failed {
         match error {
             // A person must give this node the permission.
-            kv::Error::Refused(..) => tracing::error!(what, %error, "etcd refuses"),
+            kv::Error::Refused(..) => {
+                tracing::error!(what, %error, "etcd refuses");
+                *self.refused.lock().unwrap_or_else(PoisonError::into_inner) = Some(error.clone());
+            }
             _ => tracing::debug!(what, %error, "etcd did not answer"),
         }
         Failed
@@ -485,6 +495,11 @@ impl<K: Kv> Coordination for Keys<K> {
 
     fn read_node(&self, incarnation: Incarnation) -> BoxFuture<'_, Result<bool, Failed>> {
         self.is_gone(incarnation).boxed()
+    }
+
+    fn refused(&self) -> Option<Error> {
+        let refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        refused.map(|refused| self.error(refused))
     }
 
     fn cas_target(&self, expect: Option<Arc<Target>>, new: Arc<Target>) -> BoxFuture<'_, TargetOutcome> {

@@ -262,6 +262,11 @@ impl Store {
         left
     }
 
+    /// How many transactions are still to be answered by nobody.
+    pub fn answers_to_lose(&self) -> usize {
+        self.state().faults.len()
+    }
+
     /// Every request takes so long.
     pub fn slow_down(&self, delay: Duration) {
         self.change(|state| state.delay = delay);

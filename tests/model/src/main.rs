@@ -45,7 +45,7 @@ struct Cli {
     #[arg(long)]
     json: bool,
     /// Gives a world up above so many states.
-    #[arg(long, default_value_t = 60_000_000)]
+    #[arg(long, default_value_t = 100_000_000)]
     max_states: usize,
     /// Gives a world up after so long.
     #[arg(long, default_value_t = 1_800)]
@@ -73,6 +73,10 @@ impl Either {
             Self::Logs(world) => world.name,
             Self::Rooms(world) => world.name,
         }
+    }
+
+    fn too_large(&self) -> bool {
+        matches!(self, Self::Logs(world) if world.too_large)
     }
 
     fn about(&self) -> (&'static str, bool) {
@@ -189,6 +193,7 @@ fn run(job: &Job, bounds: Bounds) -> Report {
 fn print(cli: &Cli, width: usize, job: &Job, report: &Report) -> bool {
     let good = match (&report.verdict, job.planted) {
         (Verdict::Safe, false) | (Verdict::Violated { .. }, true) => true,
+        (Verdict::Bounded { .. }, false) => job.world.too_large(),
         (Verdict::Safe | Verdict::Violated { .. } | Verdict::Bounded { .. }, _) => false,
     };
     let seconds = report.took.as_secs_f64();
@@ -211,7 +216,9 @@ fn print(cli: &Cli, width: usize, job: &Job, report: &Report) -> bool {
     }
     let result = match &report.verdict {
         Verdict::Safe => format!("frontier empty; longest log said: {}", report.longest_said),
-        Verdict::Bounded { depth } => format!("given up, complete to depth {depth}"),
+        Verdict::Bounded { depth } => {
+            format!("given up, complete to depth {depth} (further: --max-states, --max-seconds)")
+        }
         Verdict::Violated { why, trace } => format!("{} steps: {why}", trace.len()),
     };
     let Report { states, depth, transitions, .. } = report;

@@ -95,6 +95,8 @@ pub struct World {
     pub healthy: bool,
     /// In the quick set.
     pub quick: bool,
+    /// More states than the default bounds let it have: given up without a finding, it is as it must be.
+    pub too_large: bool,
 }
 
 const BASE: World = World {
@@ -137,6 +139,7 @@ const BASE: World = World {
     lean: false,
     healthy: false,
     quick: true,
+    too_large: false,
 };
 
 pub fn worlds() -> Vec<World> {
@@ -334,6 +337,7 @@ pub fn worlds() -> Vec<World> {
             lean: true,
             asks: false,
             quick: false,
+            too_large: true,
             ..BASE
         },
         World {

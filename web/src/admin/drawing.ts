@@ -37,6 +37,10 @@ export class Drawing {
   private chosen: number | null = null;
   private shown: number | null = null;
   private readonly still = matchMedia("(prefers-reduced-motion: reduce)");
+  private readonly dark = matchMedia("(prefers-color-scheme: dark)");
+  private readonly sized = new ResizeObserver(() => this.resize());
+  private readonly again = (): void => this.redraw();
+  private stopped = false;
   /** The pointer is over a slot, or has left. */
   onPoint: (slot: number | null) => void = () => undefined;
 
@@ -52,9 +56,8 @@ export class Drawing {
       canvas.setAttribute("aria-hidden", "true");
       this.element.append(canvas);
     }
-    new ResizeObserver(() => this.resize()).observe(this.element);
-    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.redraw());
-    this.still.addEventListener("change", () => this.redraw());
+    this.sized.observe(this.element);
+    for (const media of [this.dark, this.still]) media.addEventListener("change", this.again);
     this.air.addEventListener("pointermove", (event) => this.onPoint(this.slotUnder(event)));
     this.air.addEventListener("pointerleave", () => this.onPoint(null));
   }
@@ -242,8 +245,16 @@ export class Drawing {
 
   // ------------------------------------------------------------ what moves
 
+  /** It is not seen any more. */
+  stop(): void {
+    this.stopped = true;
+    cancelAnimationFrame(this.frame);
+    this.sized.disconnect();
+    for (const media of [this.dark, this.still]) media.removeEventListener("change", this.again);
+  }
+
   private wake(): void {
-    if (this.frame !== 0) return;
+    if (this.frame !== 0 || this.stopped) return;
     this.frame = requestAnimationFrame((now) => {
       this.frame = 0;
       this.paint(now);

@@ -88,7 +88,7 @@ function askForToken(words: string): void {
         problem.textContent = "";
         try {
           const told = await ask<Told>("/admin/ring.json", token);
-          sessionStorage.setItem(TOKEN, token);
+          keep(token);
           showRing(token, told);
         } catch (error) {
           problem.textContent = why(error);
@@ -272,9 +272,10 @@ class View {
     this.over = true;
     clearTimeout(this.timer);
     clearTimeout(this.sayTimer);
+    this.drawing.stop();
     document.removeEventListener("visibilitychange", this.wake);
     document.removeEventListener("keydown", this.key);
-    sessionStorage.removeItem(TOKEN);
+    keep(null);
     askForToken(words);
   }
 
@@ -284,6 +285,7 @@ class View {
     this.answeredAt = new Date();
     if (this.problem.textContent !== "") this.problem.textContent = "";
     this.drawing.changed(changes);
+    if (this.chosen !== null && !told.nodes.some(({ node }) => node === this.chosen)) this.choose(null);
     this.say(news(before, told));
     const cluster = told.cluster === null ? "A node that is alone" : `Cluster ${told.cluster}`;
     this.head.textContent = `${cluster}, seen by ${told.node}`;
@@ -422,7 +424,8 @@ class View {
     const { owner, last_owner, wanted } = found;
     const number = this.ring.told?.nodes.find((node) => node.node === owner?.node)?.number ?? null;
     const who = owner ? h("span", { class: "name" }, number === null ? "" : swatch(number), owner.node) : `nobody${last_owner ? ` (it was ${last_owner.node})` : ""}`;
-    const going = owner && wanted !== null && wanted !== owner.node ? `on its way to ${wanted}` : "it stays";
+    const here = owner?.node ?? null;
+    const going = here === null ? (wanted === null ? "nobody is to take it" : `to be taken by ${wanted}`) : wanted === null || wanted === here ? "it stays" : `on its way to ${wanted}`;
     return h(
       "dl",
       {},
@@ -454,15 +457,60 @@ function showRing(token: string, first: Told): void {
   document.body.replaceChildren(new View(token, first).element);
 }
 
-const kept = sessionStorage.getItem(TOKEN);
-if (kept === null) {
-  askForToken("");
-} else {
-  ask<Told>("/admin/ring.json", kept).then(
-    (told) => showRing(kept, told),
+/** Without storage the token lives as long as the page. */
+function keep(token: string | null): void {
+  try {
+    if (token === null) sessionStorage.removeItem(TOKEN);
+    else sessionStorage.setItem(TOKEN, token);
+  } catch {
+    // switched off
+  }
+}
+
+function kept(): string | null {
+  try {
+    return sessionStorage.getItem(TOKEN);
+  } catch {
+    return null;
+  }
+}
+
+/** With the token that this tab has: a node that is not up yet is asked again. */
+function resume(token: string): void {
+  ask<Told>("/admin/ring.json", token).then(
+    (told) => showRing(token, told),
     (error: unknown) => {
-      if (error instanceof Refused && error.status === 401) sessionStorage.removeItem(TOKEN);
-      askForToken(why(error));
+      if (error instanceof Refused && error.status === 401) {
+        keep(null);
+        askForToken(why(error));
+        return;
+      }
+      waitForNode(why(error), () => {
+        keep(null);
+        askForToken("");
+      });
+      const waitMs = Math.max(error instanceof Refused ? error.waitMs : 0, FAILED_MS);
+      setTimeout(() => kept() === token && resume(token), waitMs);
     },
   );
 }
+
+function waitForNode(words: string, forget: () => void): void {
+  const said = document.querySelector(".waiting");
+  if (said) {
+    if (said.textContent !== words) said.textContent = words;
+    return;
+  }
+  const line = h("p", { class: "waiting", role: "status" });
+  const main = h(
+    "main",
+    { class: "alone" },
+    h("div", { class: "door" }, h("h1", {}, "Banyan admin"), line, h("p", { class: "soft" }, "It is asked again until it answers."), h("button", { type: "button", click: forget }, "Forget the token")),
+  );
+  document.body.replaceChildren(main);
+  line.textContent = words; // once it is in the document, so that it is read out
+}
+
+const token = kept();
+if (token === null) askForToken("");
+else resume(token);
