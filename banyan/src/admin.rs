@@ -147,10 +147,13 @@ impl Admin {
         let offered = offered.and_then(|value| value.strip_prefix(b"Bearer "));
         let words = match offered {
             Some(offered) if token.is(offered) => return None,
-            Some(_) => {
-                attempts.was_wrong(now_ms, from);
+            Some(offered) => {
+                let new = attempts.was_wrong(now_ms, from, offered);
                 drop(attempts);
-                tracing::warn!(%from, "a wrong token for the admin page");
+                // Of one that comes again and again, one line.
+                if new {
+                    tracing::warn!(%from, "a wrong token for the admin page");
+                }
                 "this is not the token of this node's admin page (server.admin_token)"
             }
             // Whoever brings none has guessed nothing.

@@ -86,11 +86,14 @@ pub(super) fn decide(state: &State, slots: &[SlotId], wish: Wish<'_>) -> Result<
     let mut wished = target.clone();
     let done = match wish {
         Wish::Pin(node) => {
-            // It may be away for the moment.
-            match state.node(node) {
-                None => return Err(no_such_node(node, state.nodes.iter().map(|row| &row.node))),
-                Some(row) if row.entry.is_some() || row.drained => check_taker(state, target, node)?,
-                Some(_) => {}
+            // It may be away for the moment, or have only just come; what gets no slots for other reasons would never have these.
+            let row = state.node(node);
+            let row = row.ok_or_else(|| no_such_node(node, state.nodes.iter().map(|row| &row.node)))?;
+            match row.weight {
+                _ if row.drained => return Err(takes_none(node, "is drained")),
+                Some(0) => return Err(takes_none(node, "has weight 0")),
+                None if row.entry.is_some() => return Err(takes_none(node, "owns no rooms")),
+                Some(_) | None => {}
             }
             slots.iter().for_each(|&slot| wished.pin(slot, Some(node.clone())));
             solve(&wished, members())
@@ -138,8 +141,11 @@ fn check_taker(state: &State, target: &Target, node: &NodeId) -> Result<(), Fail
         (Some(member), _) if member.weight == 0 => "has weight 0",
         (Some(_), _) => return Ok(()),
     };
-    Err(Failure::new(Exit::No, format!("node {node} {why}"))
-        .with_hint("`banyan node list` shows who takes slots"))
+    Err(takes_none(node, why))
+}
+
+fn takes_none(node: &NodeId, why: &str) -> Failure {
+    Failure::new(Exit::No, format!("node {node} {why}")).with_hint("`banyan node list` shows who takes slots")
 }
 
 /// The target with a node drained, or not any more. `None`: it is so already.

@@ -339,6 +339,14 @@ fn what_would_not_last_is_refused() {
     let mut drained = target;
     drained.drain(&id("b"), true);
     let state = with_target(&names, solve(&drained, drained.members().to_vec()));
+    // To who has just come, or is away, it may be pinned; never to who takes none.
+    let living = self::state();
+    let first = [SlotId(1)];
+    assert_eq!(
+        refused(&living, &first, Wish::Pin(&id("edge"))),
+        (Exit::No, "node edge owns no rooms".to_owned())
+    );
+    assert!(decide(&living, &first, Wish::Pin(&id("c"))).unwrap().is_some());
     for wish in [Wish::Move(&id("b")), Wish::Pin(&id("b"))] {
         let gone = refused(&state, &all[..1], wish);
         assert_eq!(gone, (Exit::No, "node b is drained".to_owned()));
