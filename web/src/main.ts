@@ -69,10 +69,15 @@ const app = new AppView(store, {
   freshId,
   now,
   signOut: async (everywhere) => {
-    if (everywhere) await account.endAll(); // if that fails nobody is signed out, and the dialog says why
+    if (everywhere) {
+      const token = account.current?.token;
+      await account.endAll(); // if that fails nobody is signed out, and the dialog says why
+      if (account.current?.token !== token) return; // the server's word was faster, and somebody may have signed in since
+    }
     session.stop();
     store.clear();
-    await account.signOut();
+    if (everywhere) account.forget();
+    else await account.signOut();
     showSign("");
   },
 });

@@ -175,6 +175,8 @@ export class Session {
   private readonly cursors = new Map<string, Cursor>();
   private open: string | null = null;
   private readonly marksDue = new Set<string>();
+  /** Refused for now. */
+  private readonly marksRefused = new Set<string>();
   private limits = DEFAULT_LIMITS;
   private pingIntervalMs = 25_000;
   private user = "";
@@ -184,14 +186,15 @@ export class Session {
   private serverWaitUntil: number | null = null;
   private renewedAt = -Infinity;
   private resubscribes = 0;
-  /** Of the rooms pushed since the last listing began: what was said of each last; null: it is gone. */
-  private pushed = new Map<string, Room | null>();
-  private timers: Record<"connect" | "retry" | "alive" | "stable" | "mark" | "outbox" | "move" | "resubscribe" | "list", (() => void) | null> = {
+  /** Of each listing that is being read: the rooms pushed since it began; null: it is gone. */
+  private readonly listings = new Set<Map<string, Room | null>>();
+  private timers: Record<"connect" | "retry" | "alive" | "stable" | "mark" | "mark_again" | "outbox" | "move" | "resubscribe" | "list", (() => void) | null> = {
     connect: null,
     retry: null,
     alive: null,
     stable: null,
     mark: null,
+    mark_again: null,
     outbox: null,
     move: null,
     resubscribe: null,
@@ -217,6 +220,7 @@ export class Session {
     this.cursors.clear();
     this.outbox.clear();
     this.marksDue.clear();
+    this.marksRefused.clear();
     this.open = null;
     this.everOnline = false;
     this.setLink({ state: "off" });
@@ -370,7 +374,9 @@ export class Session {
   private drop(code: number, reason: string): void {
     this.generation++;
     this.ready = false;
-    this.cancel("connect", "retry", "alive", "stable", "mark", "outbox", "move", "resubscribe", "list");
+    this.cancel("connect", "retry", "alive", "stable", "mark", "mark_again", "outbox", "move", "resubscribe", "list");
+    for (const room of this.marksRefused) this.marksDue.add(room);
+    this.marksRefused.clear();
     const socket = this.socket;
     this.socket = null;
     socket?.close(code, reason);
@@ -481,11 +487,12 @@ export class Session {
     }
   }
 
-  /** All rooms, as they are once the last page is here: what was pushed meanwhile counts. */
+  /** All rooms once the last page is here: without those that went meanwhile, with those that came. */
   private async listRooms(): Promise<Room[]> {
     const pushed = new Map<string, Room | null>();
-    this.pushed = pushed;
-    const listed = (await this.readRooms()).filter(({ room }) => pushed.get(room) !== null);
+    this.listings.add(pushed);
+    const read = await this.readRooms().finally(() => this.listings.delete(pushed));
+    const listed = read.filter(({ room }) => pushed.get(room) !== null);
     const names = new Set(listed.map(({ room }) => room));
     for (const [room, info] of pushed) if (info !== null && !names.has(room)) listed.push(info);
     return listed;
@@ -509,8 +516,9 @@ export class Session {
   private listAgain(afterMs = 0): void {
     const backoff = this.host.random() * Math.min(RESUBSCRIBE_CAP_MS, 1_000 * 2 ** Math.min(this.resubscribes++, 10));
     this.setTimer("list", afterMs + 500 + backoff, () => {
+      const generation = this.generation;
       this.refreshRooms().catch((error: unknown) => {
-        if (error instanceof Refused && this.ready) this.listAgain(error.error.retry_after_ms);
+        if (generation === this.generation) this.listAgain(error instanceof Refused ? error.error.retry_after_ms : 0);
       });
     });
   }
@@ -675,7 +683,7 @@ export class Session {
       }
       case "room": {
         const room = body as Room;
-        this.pushed.set(room.room, room);
+        for (const pushed of this.listings) pushed.set(room.room, room);
         this.adoptRoom(room);
         this.out({ kind: "room", room });
         if (this.ready && this.cursor(room.room).state === "none") this.subscribe([room.room]);
@@ -683,7 +691,8 @@ export class Session {
       }
       case "room_gone": {
         const { room, code } = body as Pushes["room_gone"];
-        this.pushed.set(room, null);
+        for (const pushed of this.listings) pushed.set(room, null);
+        this.marksRefused.delete(room);
         this.marksDue.delete(room);
         if (this.open !== room) this.cursors.delete(room);
         this.out({ kind: "room_gone", room, code });
@@ -813,6 +822,7 @@ export class Session {
     if (!cursor || cursor.state === "ended") return;
     cursor.state = "ended";
     this.marksDue.delete(room);
+    this.marksRefused.delete(room);
     this.out({ kind: "unsubscribed", room, code, reason });
     this.pump(); // what still waits there gets its definite refusal
   }
@@ -882,10 +892,14 @@ export class Session {
     if (this.ready && !this.timers.mark) this.setTimer("mark", MARK_EVERY_MS, () => this.sayMarks());
   }
 
-  /** A mark that was refused for now: with the others, after a while. */
+  /** A mark that was refused for now: after a while, and those of other rooms do not wait for it. */
   private markAgain(room: string, afterMs: number): void {
-    this.marksDue.add(room);
-    if (!this.timers.mark) this.setTimer("mark", afterMs + MARK_AGAIN_MS * (0.5 + this.host.random()), () => this.sayMarks());
+    this.marksRefused.add(room);
+    if (this.timers.mark_again) return;
+    this.setTimer("mark_again", afterMs + MARK_AGAIN_MS * (0.5 + this.host.random()), () => {
+      for (const refused of this.marksRefused) this.markLater(refused);
+      this.marksRefused.clear();
+    });
   }
 
   private sayMarks(): void {
@@ -896,6 +910,7 @@ export class Session {
       this.marksDue.delete(room);
       if (!cursor || cursor.state === "ended") continue;
       const { delivered, seen } = cursor;
+      const generation = this.generation;
       this.request("mark", { room, delivered, seen }).then(
         (reply) => {
           cursor.delivered = Math.max(cursor.delivered, reply.delivered);
@@ -903,10 +918,10 @@ export class Session {
           this.out({ kind: "my_marks", room, ...reply });
         },
         (error: unknown) => {
-          // on a connection that is lost, they are stated again after the next subscribe
-          if (!(error instanceof Refused) || !this.ready) return;
-          const said = verdict(error.error.code);
-          if (said === "unknown" || said === "not_this_try") this.markAgain(room, error.error.retry_after_ms ?? 0);
+          // after a connection that was lost, marks are stated again with the next subscribe
+          if (generation !== this.generation) return;
+          const refused = error instanceof Refused ? error.error : null;
+          if (refused === null || verdict(refused.code) !== "definite") this.markAgain(room, refused?.retry_after_ms ?? 0);
         },
       );
       if (--left === 0) break;

@@ -325,9 +325,14 @@ test("a mark that is refused for now is stated again", async () => {
   world.session.mark("r", { delivered: 2, seen: 2 });
   await world.pass(600);
   await world.refuse("mark", 108, { retry_after_ms: 500 });
-  await world.pass(5_499);
+  await world.pass(5_499 + 600);
   assert.equal(world.has("mark"), false);
   await world.pass(1);
+  await world.refuse("mark", 108, { retry_after_ms: 500 });
+  world.session.mark("r", { seen: 3 });
+  await world.pass(600);
+  assert.deepEqual(await world.refuse("mark", 103), { room: "r", delivered: 3, seen: 3 }, "a new one does not wait for the refused one");
+  await world.pass(5_500);
   await world.refuse("mark", 103);
   await world.pass(60_000);
   assert.equal(world.has("mark"), false, "a refusal for good is not asked again");

@@ -126,16 +126,19 @@ fn shown(command: &Command) -> String {
     words.map(|word| word.to_string_lossy().into_owned()).collect::<Vec<_>>().join(" ")
 }
 
-/// What is left when of every backtrace only the frames are kept whose source is in the workspace (`at ./…`): the dozens of
-/// the runtime and the standard library would push the reason out of what is shown.
+/// What is left when of every backtrace only the frames are kept whose source is in the workspace: the dozens of the runtime
+/// and the standard library would push the reason out of what is shown.
 fn without_frames_of_others(text: &str) -> Vec<&str> {
+    // `./` is what lies in the package of the test.
+    let workspace = env!("CARGO_MANIFEST_DIR").trim_end_matches("xtask");
+    let is_ours = |source: &str| source.starts_with("./") || source.starts_with(workspace);
     let mut kept: Vec<&str> = Vec::new();
     let mut lines = text.lines().peekable();
     while let Some(line) = lines.next() {
         let number = line.trim_start().split_once(": ").map_or("", |(number, _)| number);
         let is_frame = !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit());
         match lines.peek().and_then(|next| next.trim_start().strip_prefix("at ")) {
-            Some(source) if is_frame && !source.starts_with("./") => {
+            Some(source) if is_frame && !is_ours(source) => {
                 lines.next();
             }
             _ => kept.push(line),

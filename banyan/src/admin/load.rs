@@ -15,9 +15,9 @@ pub(super) struct Load {
     connections: u64,
     /// Rooms that it owns and holds open.
     rooms: u64,
-    sends_per_s: f64,
+    sends_per_s: Option<f64>,
     /// Of one core: 1.5 is one and a half.
-    cpu: f64,
+    cpu: Option<f64>,
     memory_bytes: u64,
 }
 
@@ -51,16 +51,16 @@ impl Gauge {
             connections: sum("banyan_gateway_connections") as u64,
             rooms: sum("banyan_shard_rooms_open") as u64,
             memory_bytes: sum("process_resident_memory_bytes") as u64,
-            sends_per_s: 0.0,
-            cpu: 0.0,
+            sends_per_s: None,
+            cpu: None,
         };
         // Of a measure that is old it would be a mean over all the time that nobody looked.
         if let (Some((_, before)), Some(since)) = (self.before, since.filter(|since| *since <= OLD)) {
             let rate = |now: f64, before: f64| {
                 ((now - before).max(0.0) / since.as_secs_f64() * 100.0).round() / 100.0
             };
-            self.load.sends_per_s = rate(counted.sends, before.sends);
-            self.load.cpu = rate(counted.cpu_s, before.cpu_s);
+            self.load.sends_per_s = Some(rate(counted.sends, before.sends));
+            self.load.cpu = Some(rate(counted.cpu_s, before.cpu_s));
         }
         self.before = Some((at, counted));
         self.load
@@ -103,10 +103,10 @@ mod tests {
         let soon = gauge.look(Duration::from_secs(11), || panic!("it is not old"));
         assert_eq!(soon, want);
         let then = gauge.look(Duration::from_secs(14), || metrics(300, 3.0));
-        assert_eq!(then, Load { sends_per_s: 50.0, cpu: 0.5, ..want });
+        assert_eq!(then, Load { sends_per_s: Some(50.0), cpu: Some(0.5), ..want });
         let after_hours = gauge.look(Duration::from_secs(14_000), || metrics(9_300, 90.0));
         assert_eq!(after_hours, want, "a mean over hours is not what goes on now");
         let then = gauge.look(Duration::from_secs(14_002), || metrics(9_400, 91.0));
-        assert_eq!(then, Load { sends_per_s: 50.0, cpu: 0.5, ..want });
+        assert_eq!(then, Load { sends_per_s: Some(50.0), cpu: Some(0.5), ..want });
     }
 }

@@ -319,7 +319,7 @@ mod tests {
         let b = json!({
             "number": 0, "node": "b", "state": "up", "roles": ["shard"], "address": "10.0.0.1:7000",
             "release": "0.1.0", "weight": 100, "wanted": 0, "owned": 3, "coming": 0, "going": 0,
-            "load": {"connections": 0, "rooms": 0, "sends_per_s": 0.0, "cpu": 0.0, "memory_bytes": 0},
+            "load": {"connections": 0, "rooms": 0, "sends_per_s": null, "cpu": null, "memory_bytes": 0},
         });
         assert_eq!(first["nodes"][0], b);
         assert_eq!(first["nodes"][1]["load"], Value::Null, "it knows its own only");

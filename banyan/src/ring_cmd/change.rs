@@ -204,7 +204,8 @@ pub(crate) async fn apply(
             TargetOutcome::Lost(_) => {}
             TargetOutcome::Unknown => {
                 if let Some(refused) = etcd.refused() {
-                    return Err(told(&refused));
+                    let before = unknown.is_some();
+                    return Err(if before { not_known(&refused.to_string()) } else { told(&refused) });
                 }
                 unknown = Some(plan);
                 sleep(AGAIN).await;

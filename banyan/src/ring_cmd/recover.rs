@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use banyan_router::recover::{Progress, Step};
 use banyan_router::slot::SlotCount;
-use banyan_router_etcd::coordination::Coordination;
+use banyan_router_etcd::coordination::{Coordination, Error};
 use banyan_router_etcd::surroundings::Records;
 use banyan_storage::LogStore;
 use tokio::sync::watch;
@@ -130,7 +130,7 @@ pub(super) async fn recover(
         }
         let now = *seen.borrow_and_update();
         if let Some(refused) = etcd.refused() {
-            return Err(told(&refused));
+            return Err(refused_at(&refused, now.step));
         }
         // Requests that fail and are made again are no progress.
         if said != Some(now) {
@@ -163,18 +163,29 @@ pub(super) async fn recover(
 
 fn stalled(etcd: &dyn Coordination, at: Step) -> Failure {
     if let Some(refused) = etcd.refused() {
-        return told(&refused);
+        return refused_at(&refused, at);
     }
     let words = format!("nothing has gone on for {} s: etcd or the store does not answer", STALLED.as_secs());
     Failure::new(Exit::Unavailable, words).with_hint(match at {
-        Step::Freezing => "it is not known whether ownership is frozen: `banyan ring show` says it. Give the same command again",
+        Step::Freezing => {
+            "it is not known whether ownership is frozen: `banyan ring show` says it. Give the same command again"
+        }
         Step::Lifting | Step::Done => {
             "all slots have their new epochs; it is not known whether ownership may change again: `banyan ring show` says it. If it is frozen, give the same command again"
         }
-        Step::ListingRuns | Step::Fencing | Step::ReadingSlots | Step::SettingSlots => {
-            "ownership is frozen until the same command, given again, is through"
-        }
+        Step::ListingRuns | Step::Fencing | Step::ReadingSlots | Step::SettingSlots => FROZEN,
     })
+}
+
+const FROZEN: &str = "ownership is frozen until the same command, given again, is through";
+
+/// What etcd refused is not done.
+fn refused_at(refused: &Error, at: Step) -> Failure {
+    let mut failure = told(refused);
+    if at != Step::Freezing {
+        failure.lines.push(FROZEN.to_owned());
+    }
+    failure
 }
 
 /// `None`: that it is done is said where it was begun.

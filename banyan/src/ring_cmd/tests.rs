@@ -496,7 +496,7 @@ async fn a_change_of_which_nobody_knows_is_told_so() {
     let store = ring.kv().clone();
     let cut = async {
         while store.direct().answers_to_lose() > 0 {
-            sleep(Duration::from_millis(1)).await;
+            tokio::task::yield_now().await;
         }
         store.set_reach(Reach::Refuses);
     };

@@ -346,8 +346,8 @@ class View {
       node.weight === null ? "–" : count(node.weight),
       load((load) => count(load.connections)),
       load((load) => count(load.rooms)),
-      load((load) => load.sends_per_s.toFixed(load.sends_per_s < 10 ? 1 : 0)),
-      load((load) => `${Math.round(load.cpu * 100)} %`),
+      load(({ sends_per_s: sends }) => (sends === null ? "–" : sends.toFixed(sends < 10 ? 1 : 0))),
+      load(({ cpu }) => (cpu === null ? "–" : `${Math.round(cpu * 100)} %`)),
       load((load) => bytes(load.memory_bytes)),
       node.roles.length > 0 ? node.roles.join(", ") : "–",
       node.address ?? "–",
@@ -475,24 +475,31 @@ function kept(): string | null {
   }
 }
 
-/** With the token that this tab has: a node that is not up yet is asked again. */
+/** With the token that this tab has: a node that is not up yet is asked again, until it is forgotten. */
 function resume(token: string): void {
-  ask<Told>("/admin/ring.json", token).then(
-    (told) => showRing(token, told),
-    (error: unknown) => {
+  let over = false;
+  let timer = 0;
+  const forget = (words: string): void => {
+    over = true;
+    clearTimeout(timer);
+    keep(null);
+    askForToken(words);
+  };
+  const look = async (): Promise<void> => {
+    try {
+      const told = await ask<Told>("/admin/ring.json", token);
+      if (!over) showRing(token, told);
+    } catch (error) {
+      if (over) return;
       if (error instanceof Refused && error.status === 401) {
-        keep(null);
-        askForToken(why(error));
+        forget(why(error));
         return;
       }
-      waitForNode(why(error), () => {
-        keep(null);
-        askForToken("");
-      });
-      const waitMs = Math.max(error instanceof Refused ? error.waitMs : 0, FAILED_MS);
-      setTimeout(() => kept() === token && resume(token), waitMs);
-    },
-  );
+      waitForNode(why(error), () => forget(""));
+      timer = window.setTimeout(() => void look(), Math.max(error instanceof Refused ? error.waitMs : 0, FAILED_MS));
+    }
+  };
+  void look();
 }
 
 function waitForNode(words: string, forget: () => void): void {

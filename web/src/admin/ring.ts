@@ -1,6 +1,7 @@
 //! What is known of the ring: whole at first, then by what changed. Knows neither the document nor the network.
 
-export type Load = { connections: number; rooms: number; sends_per_s: number; cpu: number; memory_bytes: number };
+/** Rates are null until the node has been looked at twice within a few seconds. */
+export type Load = { connections: number; rooms: number; sends_per_s: number | null; cpu: number | null; memory_bytes: number };
 
 export type RingNode = {
   /** Its colour and letter; null: it is nobody who could have slots. */

@@ -25,7 +25,7 @@ function hold(event: Event): void {
 function release(): void {
   if (held === null) return;
   const was = held;
-  // after the click, which comes in the same turn as the release
+  // after the click: of a mouse and of the keyboard it comes in the same turn as the release
   setTimeout(() => {
     if (held !== was) return;
     held = null;

@@ -9,6 +9,7 @@ import type { RoomState, Store } from "../store.ts";
 import { clock, count, dayLabel, excerpt, fullTime, hue, initials, mentionName, pieces, sameDay } from "../text.ts";
 import { firstSeq, type Item, lastSeq } from "../timeline.ts";
 import { avatar, bdi, h, icon, Keyed } from "./dom.ts";
+import { isHeld } from "./held.ts";
 
 const ROWS_MAX = 240;
 const STEP = 60;
@@ -145,7 +146,8 @@ export class LogView {
 
   /** What a new place in the log asks for: more rows, more history, marks. */
   private afterMove(state: RoomState): void {
-    if (!this.placed) return;
+    // while a row is held down none is moved: the release renders
+    if (!this.placed || isHeld(this.rows)) return;
     const { scrollTop, scrollHeight, clientHeight } = this.scroller;
     state.reader = this.atEnd ? "end" : "start";
     const { items } = state.timeline;
