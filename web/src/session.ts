@@ -514,8 +514,7 @@ export class Session {
 
   /** The rooms are asked for after a while: one of their owners did not answer. */
   private listAgain(afterMs = 0): void {
-    const backoff = this.host.random() * Math.min(RESUBSCRIBE_CAP_MS, 1_000 * 2 ** Math.min(this.resubscribes++, 10));
-    this.setTimer("list", afterMs + 500 + backoff, () => {
+    this.setTimer("list", afterMs + this.askAgainMs(), () => {
       const generation = this.generation;
       this.refreshRooms().catch((error: unknown) => {
         if (generation === this.generation) this.listAgain(error instanceof Refused ? error.error.retry_after_ms : 0);
@@ -770,10 +769,14 @@ export class Session {
     );
   }
 
+  /** Ever longer, while what is asked for on this connection is refused. */
+  private askAgainMs(): number {
+    return 500 + this.host.random() * Math.min(RESUBSCRIBE_CAP_MS, 1_000 * 2 ** Math.min(this.resubscribes++, 10));
+  }
+
   private subscribeAgain(retryAfterMs?: number): void {
-    const ms = retryAfterMs ?? 500 + this.host.random() * Math.min(RESUBSCRIBE_CAP_MS, 1_000 * 2 ** Math.min(this.resubscribes, 10));
-    this.resubscribes++;
-    this.setTimer("resubscribe", ms, () => this.subscribe([...this.cursors.keys()]));
+    const backoff = this.askAgainMs();
+    this.setTimer("resubscribe", retryAfterMs ?? backoff, () => this.subscribe([...this.cursors.keys()]));
   }
 
   private onSubscribed(info: SubscribedRoom): void {

@@ -125,7 +125,7 @@ pub(super) async fn recover(
             changed = timeout(STALLED, seen.changed()) => match changed {
                 Ok(Ok(())) => {}
                 Ok(Err(_)) => break,
-                Err(_) => return Err(stalled(&*etcd, seen.borrow().step)),
+                Err(_) => return Err(stalled(seen.borrow().step)),
             },
         }
         let now = *seen.borrow_and_update();
@@ -143,7 +143,7 @@ pub(super) async fn recover(
         }
         said = Some(now);
         if went_on.elapsed() >= STALLED {
-            return Err(stalled(&*etcd, now.step));
+            return Err(stalled(now.step));
         }
     }
     let frozen = match etcd.read_all().await {
@@ -161,10 +161,7 @@ pub(super) async fn recover(
     }
 }
 
-fn stalled(etcd: &dyn Coordination, at: Step) -> Failure {
-    if let Some(refused) = etcd.refused() {
-        return refused_at(&refused, at);
-    }
+fn stalled(at: Step) -> Failure {
     let words = format!("nothing has gone on for {} s: etcd or the store does not answer", STALLED.as_secs());
     Failure::new(Exit::Unavailable, words).with_hint(match at {
         Step::Freezing => {

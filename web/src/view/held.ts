@@ -17,8 +17,7 @@ export function onRelease(run: () => void): void {
 function hold(event: Event): void {
   const pressed = event.target instanceof Element ? event.target.closest("a, button") : null;
   if (pressed === null) return;
-  // a press whose release was never seen (a menu of the browser took it) ends here
-  if (held !== null) release();
+  // also where the release of the one before was never seen: a menu of the browser may take it
   held = pressed;
 }
 
